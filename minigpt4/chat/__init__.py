@@ -1,0 +1,1 @@
+"""Asking a trained model: sessions over one decode loop."""

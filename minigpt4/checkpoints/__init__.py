@@ -1,0 +1,1 @@
+"""Checkpoints: our own folders, and the published files' names."""

@@ -1,0 +1,141 @@
+"""The command line: `python -m minigpt4 VERB`, and the `minigpt4` command.
+
+Input: arguments. Output: an exit status, 0 only when the work is done. What a user can mend (`MiniGPT4Error`)
+is one message on standard error and status 1; a defect keeps its traceback. Each verb imports what it needs
+when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from minigpt4.errors import ConfigError, MiniGPT4Error
+
+INTERRUPTED = 130
+"""The exit status of Ctrl-C: 128 + SIGINT, as shells have it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: the arguments, those of the process by default.
+
+    Returns:
+        The exit status: 0 done, 1 an error the message explains, 130 interrupted. Wrong usage exits with 2.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.verb(arguments)
+    except MiniGPT4Error as error:
+        _report(error, debug=getattr(arguments, "debug", False))
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _report(error: MiniGPT4Error, *, debug: bool) -> None:
+    """Print an error; what every rank finds alike (a config) is printed by rank 0 alone."""
+    rank = int(os.environ.get("RANK", "0"))
+    if debug:
+        traceback.print_exception(error)
+    elif rank == 0:
+        print(f"error: {error}", file=sys.stderr)
+    elif not isinstance(error, ConfigError):
+        print(f"error on rank {rank}: {error}", file=sys.stderr)
+
+
+def run_job(arguments: argparse.Namespace) -> None:
+    """Verbs `train` and `evaluate`: build the runner that the config names, and run it."""
+    from minigpt4.config import load_config, missing_files
+    from minigpt4.registry import RUNNERS
+
+    config = load_config(arguments.cfg_path, arguments.options)
+    config.require("run")
+    missing = missing_files(config)
+    if missing:
+        raise ConfigError(missing)
+    RUNNERS.get(config.run.runner).from_config(config).run()
+
+
+def chat(arguments: argparse.Namespace) -> None:
+    """Verb `chat`: answer one question about one image, printed as it comes."""
+    from minigpt4 import Chat, load_model
+
+    model = load_model(arguments.cfg_path, options=arguments.options)
+    for text in Chat(model).session(images=[arguments.image]).stream(arguments.question):
+        print(text, end="", flush=True)
+    print()
+
+
+def fetch_assets(arguments: argparse.Namespace) -> None:
+    """Verb `assets`: fetch, verify and cache assets by name; print where each is."""
+    from minigpt4.assets import fetch
+
+    for name in arguments.names:
+        print(f"{name}: {fetch(name)}")
+
+
+def list_names(_arguments: argparse.Namespace) -> None:
+    """Verb `list`: every name a config may use, and the shipped configs."""
+    from minigpt4.config import shipped_configs
+    from minigpt4.registry import REGISTRIES
+
+    for title, registry in REGISTRIES.items():
+        print(f"{title}: {', '.join(registry.names())}")
+    print("\n".join(["shipped configs:", *(f"  {name}" for name in shipped_configs())]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
+    parser = argparse.ArgumentParser(
+        prog="minigpt4", description="Vision-language alignment.", parents=[common]
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    for name, purpose in (("train", "train as a config says"), ("evaluate", "evaluate as a config says")):
+        job = verbs.add_parser(name, help=purpose, parents=[common])
+        _add_config(job, default=None)
+        job.set_defaults(verb=run_job)
+
+    talk = verbs.add_parser("chat", help="ask one question about an image", parents=[common])
+    _add_config(talk, default="mini")
+    talk.add_argument("--image", required=True, metavar="FILE", help="the image")
+    talk.add_argument("--question", required=True, metavar="TEXT", help="what to ask")
+    talk.set_defaults(verb=chat)
+
+    assets = verbs.add_parser("assets", help="fetch weights and data sets by name", parents=[common])
+    assets.add_argument("names", nargs="+", metavar="NAME", help="an asset, or a set of them such as mini")
+    assets.set_defaults(verb=fetch_assets)
+
+    names = verbs.add_parser("list", help="show every name a config may use", parents=[common])
+    names.set_defaults(verb=list_names)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """Add `--cfg-path`, required without a default, and `--options`."""
+    parser.add_argument(
+        "--cfg-path",
+        metavar="FILE",
+        default=default,
+        required=default is None,
+        help="a YAML file or the name of a shipped one" + (f" (default: {default})" if default else ""),
+    )
+    parser.add_argument(
+        "--options",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="override settings: run.seed=1 model.language_model.path=FOLDER",
+    )

@@ -1,0 +1,20 @@
+"""YAML in, typed config out.
+
+`loader` is the way in: it reads files and options (`sources`), fills in what is not written (`defaults`),
+resolves `${...}` (`interpolation`) and holds the result against the dataclasses the registry names
+(`validate`). `files` looks for the paths a validated config mentions.
+"""
+
+from minigpt4.config.files import missing_files
+from minigpt4.config.loader import Config, config_from_values, load_config
+from minigpt4.config.paths import find_config, shipped, shipped_configs
+
+__all__ = [
+    "Config",
+    "config_from_values",
+    "find_config",
+    "load_config",
+    "missing_files",
+    "shipped",
+    "shipped_configs",
+]

@@ -1,0 +1,66 @@
+"""Are the files there? Asked before a job loads anything, so that all that is missing is named at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from minigpt4.config.loader import Config
+from minigpt4.registry import Component
+
+_ELSEWHERE = re.compile(r"asset:|pipe:|[a-z][a-z0-9+.-]*://")
+"""What is found or fetched by its owner: assets, commands, URLs."""
+_PATTERN = re.compile(r"[{*?\[]")
+"""Where a path stops being one file: `{00000..00099}.tar`, `*.tar`."""
+
+
+def missing_files(config: Config) -> list[str]:
+    """Return one line for each file or folder in `config` that does not exist, with the option that sets it.
+
+    Fields declared with `registry.path_field` are looked at; of a pattern, `shards/{000..010}.tar`, the
+    folder.
+    """
+    sections = {spec.name: getattr(config, spec.name) for spec in dataclasses.fields(config)}
+    return [
+        f"{option}: there is no file {path!r}: pass --options {option}=PATH"
+        for name, section in sections.items()
+        for option, path in _paths(section, name)
+        if not _exists(path)
+    ]
+
+
+def _paths(value: Any, option: str) -> Iterator[tuple[str, str]]:
+    """Yield every path below `value` with the option that sets it."""
+    if isinstance(value, Component):
+        yield from _paths(value.config, option)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _paths(item, f"{option}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _paths(item, f"{option}.{index}")
+    elif dataclasses.is_dataclass(value):
+        for spec in dataclasses.fields(value):
+            item, here = getattr(value, spec.name), f"{option}.{spec.name}"
+            if not spec.metadata.get("path"):
+                yield from _paths(item, here)
+                continue
+            given = (
+                {f"{here}.{i}": each for i, each in enumerate(item)}
+                if isinstance(item, (list, tuple))
+                else {here: item}
+            )
+            words = spec.metadata["words"]
+            yield from ((key, str(path)) for key, path in given.items() if path and str(path) not in words)
+
+
+def _exists(path: str) -> bool:
+    if _ELSEWHERE.match(path):
+        return True
+    found = _PATTERN.search(path)
+    if found is None or Path(path).exists():
+        return Path(path).exists()
+    return Path(path[: found.start()] + "_").parent.is_dir()

@@ -1,0 +1,1 @@
+"""One template object and one encoder for training and chat."""

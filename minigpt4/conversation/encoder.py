@@ -1,0 +1,188 @@
+"""From a dialogue to token ids, labels and image positions: the one encoder for training and chat.
+
+Input: a `Dialogue` and the number of its images. Output: `Encoded`. Text is tokenised segment by segment: a segment is
+what stands between two images, an answer is a segment of its own. Labels come from the spans written here, never from
+searching ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from minigpt4.batch import IGNORE
+from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue, place_images
+from minigpt4.conversation.templates import OWN, Template, get_template, published_chat, published_training
+from minigpt4.conversation.tokenizer import Run, TextTokenizer
+from minigpt4.errors import ConversationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationSection:
+    """How dialogues become tokens; saved with every checkpoint, and the same in chat."""
+
+    template: str = "plain"
+    """plain, vicuna_v0, llama2, chatml, or `tokenizer` for the language model's own chat template."""
+    system: str = ""
+    """System text in front of every dialogue that has none; empty: the template's own opening."""
+    max_answer_tokens: int = 160
+    """Longest answer, end mark included, in tokens; a longer one is cut and keeps its end mark."""
+    max_tokens: int = 2048
+    """Longest row in tokens, image positions included; a longer sample is skipped and counted."""
+    isolate_turns: bool = False
+    """Mask the turns of a sample from one another: each is then a first turn, and no answer can be read off another."""
+
+
+@dataclass
+class Encoded:
+    """One encoded dialogue; every tensor is (T,). See `minigpt4.batch.Sample` for their meaning."""
+
+    input_ids: Tensor
+    labels: Tensor
+    image_mask: Tensor
+    position_ids: Tensor
+    branch_ids: Tensor
+
+
+@dataclass
+class _Span:
+    """A stretch of tokens: their ids, whether they are learnt, whether they are an image."""
+
+    ids: list[int]
+    learnt: bool = False
+    image: bool = False
+
+
+class ConversationEncoder:
+    """Renders dialogues by one template and tokenises them."""
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        tokens_per_image: int,
+        settings: ConversationSection,
+        compat: Literal["ours", "published"] | str = "ours",
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.tokens_per_image = tokens_per_image
+        self.settings = settings
+        self.keeps_end_mark = compat != "published"
+        template = tokenizer.own_template() if settings.template == OWN else get_template(settings.template)
+        self.training_template = published_training(template) if compat == "published" else template
+        self.chat_template = published_chat(template) if compat == "published" else template
+        # The end mark as it is tokenised behind a word, not at the start of a segment.
+        glued = tokenizer.encode([("a", False), (template.end, True)])
+        self.end_ids = glued[len(tokenizer.encode([("a", False)])) :]
+
+    def encode(self, dialogue: Dialogue, *, num_images: int, sample_id: str) -> Encoded:
+        """Encode a dialogue to learn from.
+
+        Raises:
+            ConversationError: marks and images differ in number, a turn has no answer, nothing is left to learn, or the
+                row is longer than `max_tokens`.
+        """
+        unanswered = next((n for n, turn in enumerate(dialogue.turns) if not (turn.answer or "").strip()), None)
+        if not dialogue.turns or unanswered is not None:
+            raise ConversationError(f"{sample_id}: turn {unanswered or 0} has no answer to learn", cause="no answer")
+        if self.settings.isolate_turns and len(dialogue.turns) > 1:
+            trunk, branches = self._isolated(dialogue, num_images, sample_id)
+        else:
+            placed = place_images(dialogue, num_images, sample_id)
+            trunk, branches = list(self._spans(self.training_template, placed)), []
+        encoded = self._join(trunk, branches)
+        if not (encoded.labels[1:] != IGNORE).any():
+            raise ConversationError(f"{sample_id}: no token is left to learn", cause="no answer")
+        if len(encoded.input_ids) > self.settings.max_tokens:
+            raise ConversationError(
+                f"{sample_id}: {len(encoded.input_ids)} tokens, more than conversation.max_tokens "
+                f"{self.settings.max_tokens}",
+                cause="too long",
+            )
+        return encoded
+
+    def encode_prompt(self, dialogue: Dialogue, *, num_images: int, sample_id: str = "prompt") -> Encoded:
+        """Encode a dialogue whose last turn the model is to answer.
+
+        With `compat: ours` the ids equal those that `encode` gives the same dialogue, up to the answer.
+        """
+        return self._join(list(self._spans(self.chat_template, place_images(dialogue, num_images, sample_id))), [])
+
+    def cut_answer(self, text: str) -> tuple[str, bool]:
+        """Return `text` up to the end mark, and whether the mark was there."""
+        end = self.training_template.end
+        head, found, _ = text.partition(end) if end else (text, "", "")
+        return head, bool(found)
+
+    def _spans(self, template: Template, dialogue: Dialogue) -> Iterable[_Span]:
+        """Yield the spans of a dialogue rendered by `template`."""
+        runs: list[Run] = [(template.before_all(dialogue.system or self.settings.system or None), True)]
+        if template.starts_with_bos and self.tokenizer.bos_id is not None:
+            yield _Span([self.tokenizer.bos_id])
+        for index, turn in enumerate(dialogue.turns):
+            before, after = template.around_question(index)
+            runs.append((before, True))
+            *imaged, rest = turn.question.split(IMAGE_MARK)
+            opening, closing = template.image.split(IMAGE_MARK)
+            for text in imaged:
+                runs += [(text, False), (opening, True)]
+                yield from self._text(runs)
+                yield _Span([self.tokenizer.filler_id] * self.tokens_per_image, image=True)
+                runs = [(closing, True)]
+            runs += [(rest, False), (after, True)]
+            if turn.answer is None:
+                break
+            if template.answers_apart:
+                yield from self._text(runs)
+                yield _Span(self._answer_ids(turn.answer, template.end), learnt=True)
+                runs = []
+            else:
+                runs += [(turn.answer, False), (template.end, True)]
+        yield from self._text(runs)
+
+    def _isolated(self, dialogue: Dialogue, num_images: int, sample_id: str) -> tuple[list[_Span], list[list[_Span]]]:
+        """Return the spans all turns share, and each turn's own: every turn rendered as the first one."""
+        if dialogue.num_image_marks:
+            raise ConversationError(f"{sample_id}: isolated turns share their images; their questions cannot place them")
+        trunk: list[_Span] = []
+        branches: list[list[_Span]] = []
+        for turn in dialogue.turns:
+            single = place_images(replace(dialogue, turns=(turn,)), num_images, sample_id)
+            spans = list(self._spans(self.training_template, single))
+            cut = max((n for n, span in enumerate(spans) if span.image), default=-1) + 1
+            trunk = spans[:cut]
+            branches.append(spans[cut:])
+        return trunk, branches
+
+    def _text(self, runs: list[Run]) -> Iterable[_Span]:
+        ids = self.tokenizer.encode(runs)
+        if ids:
+            yield _Span(ids)
+
+    def _answer_ids(self, answer: str, end: str) -> list[int]:
+        """Return an answer's ids with its end mark, cut to `max_answer_tokens`."""
+        ids = self.tokenizer.encode([(answer, False), (end, True)])
+        limit = self.settings.max_answer_tokens
+        if len(ids) <= limit:
+            return ids
+        # Original: the end mark is cut off with the rest, and the model never learns to stop long answers.
+        return ids[: limit - len(self.end_ids)] + self.end_ids if self.keeps_end_mark else ids[:limit]
+
+    def _join(self, trunk: list[_Span], branches: list[list[_Span]]) -> Encoded:
+        """Lay spans out in a row; positions of every branch go on from the end of the trunk."""
+        flat = [(span, 0) for span in trunk]
+        flat += [(span, n) for n, branch in enumerate(branches, start=1) for span in branch]
+        ids = [i for span, _ in flat for i in span.ids]
+        labels = [i if span.learnt else IGNORE for span, _ in flat for i in span.ids]
+        image = [span.image for span, _ in flat for _ in span.ids]
+        branch_ids = torch.tensor([n for span, n in flat for _ in span.ids])
+        positions = torch.arange(len(ids))
+        trunk_length = int((branch_ids == 0).sum())
+        for n in range(1, len(branches) + 1):
+            own = branch_ids == n
+            positions[own] = torch.arange(trunk_length, trunk_length + int(own.sum()))
+        return Encoded(torch.tensor(ids), torch.tensor(labels), torch.tensor(image), positions, branch_ids)
+

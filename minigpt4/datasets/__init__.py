@@ -1,0 +1,1 @@
+"""From files to batches: sources, their mixture, the collator and the loader."""

@@ -1,0 +1,181 @@
+"""easy-VQA: coloured shapes, one to an image, and questions about them (MIT, github.com/vzhou842/easy-VQA).
+
+Input: the folder of the set, `{train,test}/questions.json` and `{train,test}/images/{id}.png`. Output:
+examples in three forms, all built from the set's own questions and answers, and `questions` for the
+evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from minigpt4.assets import resolve
+from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue, Turn
+from minigpt4.conversation.prompts import read_prompts
+from minigpt4.datasets.source import Example, IndexedSource, SourceConfig, examples_of, require_folder
+from minigpt4.errors import DataError
+
+SHAPES = ("circle", "rectangle", "triangle")
+COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+CAPTIONS = (
+    "{}",
+    "{} on a light background",
+    "an image of {}",
+    "a picture of {}",
+    "a simple drawing of {}",
+)
+DESCRIPTIONS = (
+    "The image shows {}.",
+    "The image shows {} on a light background.",
+    "This is an image of {}.",
+    "There is {} in the image.",
+)
+Kind = Literal["shape", "colour", "yes/no", "yes/no negated"]
+
+
+class Question(NamedTuple):
+    """One question of the set, in its own words."""
+
+    text: str
+    answer: str
+    image_id: int
+
+
+class EasyVQA(IndexedSource):
+    """One example per image."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(SourceConfig):
+        """Which images, and what is made of their questions."""
+
+        path: str
+        """The folder that holds `train/` and `test/`, or `asset:NAME`."""
+        split: Literal["train", "test"] = "train"
+        """The part of the set."""
+        form: Literal["captions", "questions", "conversations"]
+        """`captions`: a short caption, no question. `questions`: turns that each stand alone.
+        `conversations`: the questions and a description of the image, in any order."""
+        questions_per_image: int = 0
+        """Questions drawn per sample; 0 takes all of the image's."""
+        image_range: tuple[int, int] = (0, 0)
+        """Images with a number from the first up to, not including, the second; (0, 0) takes all."""
+        prompts: str = "alignment"
+        """Instructions answered by a description (`conversations` only): a shipped file in `prompts/`, or a
+        path."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            first, end = self.image_range
+            if self.image_range != (0, 0) and not 0 <= first < end:
+                raise ValueError(
+                    f"image_range must be (first, end) with 0 <= first < end, found {self.image_range}"
+                )
+            if self.questions_per_image < 0:
+                raise ValueError(f"questions_per_image must be 0 or more, found {self.questions_per_image}")
+
+    def __init__(self, config: Config, name: str) -> None:
+        super().__init__(config, name)
+        self.config = config
+        self._images = require_folder(config.path, name) / config.split / "images"
+        groups: dict[int, list[Question]] = defaultdict(list)
+        first, end = config.image_range
+        for question in questions(config.path, config.split):
+            if not end or first <= question.image_id < end:
+                groups[question.image_id].append(question)
+        if not groups:
+            raise DataError(
+                f"{name}: {config.split} has no image in image_range {config.image_range}", cause="missing"
+            )
+        self._groups = sorted(groups.items())
+        _check_images(self._images, list(groups))
+        self.instructions = [""]
+        if config.form == "conversations":
+            self.instructions = [p.replace(IMAGE_MARK, "").strip() for p in read_prompts(config.prompts)]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._groups)
+
+    def example(self, index: int, draw: random.Random) -> Example:
+        """See `IndexedSource.example`."""
+        image_id, asked = self._groups[index]
+        if self.config.form == "captions":
+            subject = subject_of(asked)
+            turns = [Turn("", draw.choice(CAPTIONS).format(subject))]
+        else:
+            count = min(self.config.questions_per_image or len(asked), len(asked))
+            turns = [Turn(question.text, question.answer) for question in draw.sample(asked, count)]
+            if self.config.form == "conversations":
+                description = draw.choice(DESCRIPTIONS).format(subject_of(asked))
+                turns.insert(draw.randint(0, len(turns)), Turn(draw.choice(self.instructions), description))
+        turns = [Turn(turn.question, self.process_text(turn.answer or "")) for turn in turns]
+        file = self._images / f"{image_id}.png"
+        return Example(f"easy_vqa/{self.config.split}/{image_id}", (file,), Dialogue(tuple(turns)))
+
+
+def questions(path: str | Path, split: Literal["train", "test"]) -> list[Question]:
+    """Return every question of a split, in the set's order.
+
+    Raises:
+        DataError: the file is missing or is not easy-VQA's.
+    """
+    file = resolve(str(path)) / split / "questions.json"
+    if not file.is_file():
+        raise DataError(
+            f"{file} is missing: {str(path)!r} is not the easy-VQA folder; "
+            "that holds train/ and test/, each with questions.json and images/",
+            cause="missing",
+        )
+    try:
+        return [
+            Question(str(text), str(answer), int(image_id))
+            for text, answer, image_id in json.loads(file.read_bytes())
+        ]
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{file}: must be a list of [question, answer, image number]: {error}", cause="row"
+        ) from error
+
+
+def kind_of(question: str, answer: str) -> Kind:
+    """Return the kind of question that scores are reported by."""
+    if answer in SHAPES:
+        return "shape"
+    if answer in COLOURS:
+        return "colour"
+    return "yes/no negated" if _is_negated(question) else "yes/no"
+
+
+def subject_of(asked: Sequence[Question]) -> str:
+    """Return what the questions tell of their image: "a red triangle", "a red shape", "a triangle"."""
+    colours: set[str] = set()
+    shapes: set[str] = set()
+    for question in asked:
+        words = set(question.text.rstrip("?").split())
+        if question.answer in ("yes", "no") and (question.answer == "yes") == _is_negated(question.text):
+            continue
+        colours |= {question.answer} & set(COLOURS) or words & set(COLOURS)
+        shapes |= {question.answer} & set(SHAPES) or words & set(SHAPES)
+    words_known = [*sorted(colours)[:1], sorted(shapes)[0] if shapes else "shape"]
+    return " ".join(["a", *words_known])
+
+
+def _is_negated(question: str) -> bool:
+    return bool({"not", "no"} & set(question.split()))
+
+
+def _check_images(folder: Path, image_ids: list[int]) -> None:
+    present = {file.name for file in folder.glob("*.png")} if folder.is_dir() else set()
+    missing = [f"{image_id}.png" for image_id in sorted(image_ids) if f"{image_id}.png" not in present]
+    if missing:
+        raise DataError(
+            f"{folder}: {len(missing)} of {len(image_ids)} images are missing ({examples_of(missing)}); "
+            "fetch easy-VQA again",
+            cause="missing",
+        )

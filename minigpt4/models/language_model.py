@@ -1,0 +1,182 @@
+"""The language model: any causal LM of transformers, from a folder or a GGUF file, frozen unless declared otherwise.
+
+Input: token ids, or embeds with images already spliced in. Output: embeds and logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
+
+from minigpt4.assets import resolve
+from minigpt4.errors import MissingDependencyError, WeightsError
+from minigpt4.registry import path_field
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters inside the language model (needs the extra `lora`)."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 is none."""
+    alpha: float = 16.0
+    """Scale: the adapters' output is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout in front of the adapters, as a probability."""
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Names of the linear layers that get one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig:
+    """Where the language model is, and how it is held."""
+
+    path: str = path_field()
+    """Folder with config.json, weights and tokenizer; or a GGUF file; or `asset:NAME`."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Precision in which the weights are held."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel."""
+    lora: LoraConfig = LoraConfig()
+    """Adapters."""
+
+
+class LanguageModel(nn.Module):
+    """A causal LM behind the few calls that alignment needs."""
+
+    Config = LanguageModelConfig
+
+    def __init__(self, model: PreTrainedModel, source: str = "") -> None:
+        super().__init__()
+        self.model = model
+        self.source = source
+        if model.get_output_embeddings() is None:
+            raise WeightsError(f"{type(model).__name__} has no output embeddings; a causal LM is needed")
+
+    @classmethod
+    def from_config(cls, config: LanguageModelConfig) -> LanguageModel:
+        """Load the model from disk; nothing is downloaded.
+
+        Raises:
+            WeightsError: the folder cannot be loaded, or lacks tensors the architecture has.
+            MissingDependencyError: LoRA is asked for and peft is absent.
+        """
+        path = resolve(config.path)
+        loaded = cls(load_causal_lm(path, config.dtype, config.attn_implementation), source=config.path)
+        if config.lora.rank:
+            loaded.add_lora(config.lora)
+        return loaded
+
+    def add_lora(self, config: LoraConfig) -> None:
+        """Put low-rank adapters beside the named linear layers; they start as a no-op."""
+        try:
+            import peft
+        except ImportError as error:
+            raise MissingDependencyError("peft", "model.language_model.lora", "lora") from error
+        settings = peft.LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,  # type: ignore[arg-type]
+            lora_dropout=config.dropout,
+            target_modules=list(config.target_modules),
+        )
+        try:
+            peft.inject_adapter_in_model(settings, self.model)
+        except ValueError as error:
+            raise WeightsError(f"model.language_model.lora.target_modules: {error}") from error
+
+    @property
+    def hidden_size(self) -> int:
+        """Dl."""
+        return self.model.get_input_embeddings().weight.shape[1]
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the rows of the input embedding."""
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence the model was made for, in tokens."""
+        return self.model.config.get_text_config().max_position_embeddings
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the embeddings, and so of what goes through the model."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Return the token embeds (B, T, Dl) of `input_ids` (B, T)."""
+        return self.model.get_input_embeddings()(input_ids)
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None = None,
+        at: Tensor | None = None,
+    ) -> Tensor:
+        """Return logits, at chosen positions only if `at` is given.
+
+        Args:
+            inputs_embeds: (B, T, Dl).
+            attention_mask: (B, T) bool, or additive (B, 1, T, T), or None.
+            position_ids: (B, T) or None.
+            at: (B, T) bool, the positions whose logits are wanted.
+
+        Returns:
+            (B, T, V), or (N, V) for the N true positions of `at`, row by row.
+        """
+        keep = None if at is None else _only_at(self.model.get_output_embeddings(), at)
+        try:
+            logits = self.model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                use_cache=False,
+            ).logits
+        finally:
+            if keep is not None:
+                keep.remove()
+        return logits if at is None else logits[0]
+
+
+def _only_at(head: nn.Module, at: Tensor) -> Any:
+    """Make `head` compute only the rows of `at`, until the returned handle is removed.
+
+    The full logits of a batch are its largest tensor by far. Cutting at the head's input, and not after the body, leaves
+    each family's own scaling and capping of logits in place.
+    """
+    return head.register_forward_pre_hook(lambda _, args: (args[0][at].unsqueeze(0), *args[1:]))
+
+
+def load_causal_lm(path: Path, dtype: str, attn_implementation: str = "sdpa") -> PreTrainedModel:
+    """Load a causal LM from a folder or a GGUF file, without touching the network.
+
+    Raises:
+        WeightsError: it cannot be loaded, or tensors are missing.
+    """
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attn_implementation}
+    folder = path
+    if path.suffix == ".gguf":
+        folder, options = path.parent, {
+            **options,
+            "gguf_file": path.name,
+            "quantization_config": GgufConfig(dequantize=True),
+        }
+    elif not (path / "config.json").is_file():
+        raise WeightsError(f"{path}: no config.json there; give a folder saved by transformers, or a .gguf file")
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise WeightsError(f"{path}: cannot be loaded as a causal language model: {error}") from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+        raise WeightsError(f"{path}: {len(lacking)} tensors missing or misshapen, the first: {', '.join(lacking[:5])}")
+    return model

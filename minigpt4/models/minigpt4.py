@@ -1,0 +1,160 @@
+"""The wiring: frozen image encoder, resampler, `llama_proj`, frozen language model.
+
+Input: a `Batch`, or images and embeds for chat. Output: the summed loss, or logits. The parts are passed in, built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from minigpt4.batch import Batch
+from minigpt4.models.freezing import part_of, set_trainable
+from minigpt4.models.language_model import LanguageModel
+from minigpt4.models.loss import sample_losses, token_losses
+from minigpt4.models.resampler import Resampler
+from minigpt4.models.splice import splice, structured_mask
+from minigpt4.models.vision import VisionEncoder
+from minigpt4.registry import (
+    LANGUAGE_MODELS,
+    MODELS,
+    RESAMPLERS,
+    VISION_ENCODERS,
+    Component,
+    component,
+    path_field,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """The parts of the model and what trains."""
+
+    type: str = "minigpt4"
+    """Name of the model class."""
+    vision_encoder: Component = component(VISION_ENCODERS)
+    """The image encoder."""
+    resampler: Component = component(RESAMPLERS)
+    """What turns patches into query features."""
+    language_model: Component = component(LANGUAGE_MODELS, default="causal_lm")
+    """The language model."""
+    trainable: list[str] = field(default_factory=lambda: ["llama_proj"])
+    """Parts that learn: llama_proj, resampler, vision_encoder, lora, language_model."""
+    init_from: str = path_field("")
+    """Checkpoint folder whose trained parts are the starting point: stage 1, for stage 2."""
+
+    def build(self) -> MiniGPT4:
+        """Build the model class named by `type`."""
+        return MODELS.get(self.type).from_config(self)  # type: ignore[attr-defined]
+
+
+class MiniGPT4(nn.Module):
+    """An image encoder and a language model, joined by one linear layer."""
+
+    Config = ModelSection
+
+    def __init__(
+        self,
+        vision_encoder: VisionEncoder,
+        resampler: Resampler,
+        language_model: LanguageModel,
+        trainable: Sequence[str] = ("llama_proj",),
+    ) -> None:
+        """Wire the parts; `llama_proj` (Dq -> Dl) starts as a default `nn.Linear` in float32."""
+        super().__init__()
+        self.vision_encoder = vision_encoder
+        self.resampler = resampler
+        self.language_model = language_model
+        self.llama_proj = nn.Linear(resampler.feature_dim, language_model.hidden_size)
+        self.trainable = tuple(trainable)
+        set_trainable(self, self.trainable)
+        self.train(self.training)
+
+    @classmethod
+    def from_config(cls, config: ModelSection) -> MiniGPT4:
+        """Build every part from its section, the language model last: it is the largest."""
+        vision_encoder = config.vision_encoder.build()
+        resampler = config.resampler.build(vision_encoder=vision_encoder)
+        return cls(vision_encoder, resampler, config.language_model.build(), config.trainable)
+
+    def train(self, mode: bool = True) -> MiniGPT4:
+        """Set training mode on what trains; frozen parts stay in eval, so that their dropout stays off."""
+        super().train(False)
+        self.training = mode
+        for name, part in self.named_children():
+            learns = name in self.trainable or (name == "language_model" and "lora" in self.trainable)
+            part.train(mode and learns)
+        return self
+
+    @property
+    def num_query_tokens(self) -> int:
+        """Q, the positions an image takes in a row of tokens."""
+        return self.resampler.num_query_tokens
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.llama_proj.weight.device
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return the tensors that training changes, by name."""
+        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+    def frozen_tensors(self, part: str) -> list[tuple[str, Tensor]]:
+        """Return the frozen parameters and buffers of a part, for its fingerprint."""
+        module = getattr(self, part)
+        learning = {n for n, p in self.named_parameters() if p.requires_grad}
+        return [
+            (name, tensor)
+            for name, tensor in module.state_dict().items()
+            if f"{part}.{name}" not in learning and part_of(f"{part}.{name}") != "lora"
+        ]
+
+    def query_features(self, pixel_values: Tensor) -> Tensor:
+        """Return (I, Q, Dq) for `pixel_values` (I, 3, H, W); without gradient where both parts are frozen."""
+        learns = any(part in self.trainable for part in ("vision_encoder", "resampler"))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            return self.resampler(self.vision_encoder(pixel_values))
+
+    def project(self, query_features: Tensor) -> Tensor:
+        """Return `image_embeds` (I, Q, Dl) for `query_features` (I, Q, Dq)."""
+        return self.llama_proj(query_features.to(self.llama_proj.weight.dtype))
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Return `image_embeds` (I, Q, Dl) for `pixel_values` (I, 3, H, W)."""
+        return self.project(self.query_features(pixel_values))
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Return the embeds (B, T, Dl) of a batch, images in their places."""
+        features = batch.query_features
+        if features is None and batch.pixel_values is not None:
+            features = self.query_features(batch.pixel_values)
+        image_embeds = None if features is None else self.project(features)
+        return splice(self.language_model.embed(batch.input_ids), image_embeds, batch.image_mask)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logits (N, V) at the N positions of `batch.supervised`, row by row."""
+        embeds = self.embed(batch)
+        mask = batch.attention_mask
+        if batch.has_structure:
+            mask = structured_mask(batch.segment_ids, batch.branch_ids, embeds.dtype)
+        return self.language_model(embeds, mask, batch.position_ids, at=batch.supervised)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the summed loss over the batch's supervised tokens, in nats: a scalar.
+
+        A sum, so that the caller can divide by the number of tokens of *all* ranks and accumulated batches.
+        """
+        loss = token_losses(self.logits(batch), batch).sum()
+        if not torch.is_grad_enabled():
+            return loss
+        # A batch without images must still touch every trained tensor, or ranks would wait for its gradient forever.
+        return loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
+
+    @torch.no_grad()
+    def losses_per_sample(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return, per row, the summed loss and the number of supervised tokens, each (B,)."""
+        return sample_losses(token_losses(self.logits(batch), batch), batch)

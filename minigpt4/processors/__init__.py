@@ -1,0 +1,1 @@
+"""Images to tensors, captions to clean text."""

@@ -1,0 +1,190 @@
+"""Reading weight files, and loading them strictly.
+
+Input: a path (`.pth`, `.pt`, `.bin`, `.safetensors`, a sharded safetensors folder) and a module. Output: the module
+with its weights, and a `LoadReport`. Nothing is skipped in silence: what is missing, unexpected or misshapen is an
+error unless the caller has named it as expected. Used by models and by checkpoints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from minigpt4.errors import WeightsError
+
+RANDOM = "random"
+"""In place of a path: keep the random initial weights (tests and rehearsals; a model so built knows nothing)."""
+
+_SHOWN = 5
+
+
+@dataclass
+class LoadReport:
+    """What became of the tensors of one file: names by outcome."""
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    misfits: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        for name in ("missing", "unexpected", "misfits", "ignored"):
+            found = getattr(self, name)
+            if found:
+                more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+                parts.append(f"{len(found)} {name}: {', '.join(found[:_SHOWN])}{more}")
+        return f"{self.source}: " + "; ".join(parts)
+
+
+def load_strict(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str,
+    ignore: Callable[[str], bool] = lambda name: False,
+    optional: Callable[[str], bool] = lambda name: False,
+) -> LoadReport:
+    """Copy `tensors` into `module`, all or nothing.
+
+    Args:
+        module: its parameters and persistent buffers are the names wanted.
+        tensors: by name, as `module.state_dict()` names them.
+        source: where they come from, for messages.
+        ignore: names in the file that are known and not wanted.
+        optional: names in the module that the file may lack.
+
+    Raises:
+        WeightsError: something is missing, unexpected or of another shape; the module is left untouched.
+    """
+    wanted = module.state_dict()
+    report = LoadReport(source)
+    for name, tensor in tensors.items():
+        if name in wanted:
+            if wanted[name].shape != tensor.shape:
+                report.misfits.append(f"{name} is {tuple(tensor.shape)}, should be {tuple(wanted[name].shape)}")
+            else:
+                report.loaded.append(name)
+        elif ignore(name):
+            report.ignored.append(name)
+        else:
+            report.unexpected.append(name)
+    report.missing = [name for name in wanted if name not in tensors and not optional(name)]
+    if report.missing or report.unexpected or report.misfits:
+        raise WeightsError(f"weights do not fit {type(module).__name__}. {report}")
+    module.load_state_dict({name: tensors[name] for name in report.loaded}, strict=False)
+    return report
+
+
+def in_order(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Rename `tensors` to the names of `module`, matching both state dicts by order.
+
+    For files whose names differ and whose order is the same; every shape must agree.
+
+    Raises:
+        WeightsError: the counts or a shape differ.
+    """
+    names = list(module.state_dict().items())
+    if len(names) != len(tensors):
+        raise WeightsError(f"{source}: holds {len(tensors)} tensors, {type(module).__name__} has {len(names)}")
+    renamed = {}
+    for (name, wanted), (theirs, tensor) in zip(names, tensors.items(), strict=True):
+        if wanted.shape != tensor.shape:
+            raise WeightsError(
+                f"{source}: {theirs} is {tuple(tensor.shape)}, but {name} at its place is {tuple(wanted.shape)}"
+            )
+        renamed[name] = tensor
+    return renamed
+
+
+def read_tensors(path: str | Path, want: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+    """Read the tensors of a weight file whose names `want` accepts, without running code from it.
+
+    Pickles are opened by `torch.load(weights_only=True, mmap=True)`; a nested `model` dictionary, as the published
+    files have, is opened too. Tensors stay on the CPU and, where the format allows, on disk until they are touched.
+
+    Raises:
+        WeightsError: no such file, not a weight file, truncated, or a pickle with foreign code in it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path, want)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weight file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, want)
+    content = _read_pickle(path)
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
+    return {name: value for name, value in content.items() if isinstance(value, Tensor) and want(name)}
+
+
+def _read_pickle(path: Path) -> object:
+    head = path.open("rb").read(512).lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html")):
+        raise WeightsError(f"{path}: is a web page, not a weight file; download the file itself")
+    if head.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path}: is a git-lfs pointer, not the weights; fetch it with `git lfs pull`")
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:  # files from before torch 1.6 are no zip archives
+            if "mmap" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f"{path}: refused, it holds more than tensors and plain values: {reason}") from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise WeightsError(f"{path}: truncated or not a weight file: {str(error).splitlines()[0]}") from error
+
+
+def _read_safetensors(path: Path, want: Callable[[str], bool]) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if want(name)}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: truncated or not a safetensors file: {error}") from error
+
+
+def _read_folder(folder: Path, want: Callable[[str], bool]) -> dict[str, Tensor]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted({f for name, f in json.loads(index.read_text())["weight_map"].items() if want(name)})
+    elif (folder / "model.safetensors").is_file():
+        files = ["model.safetensors"]
+    else:
+        raise WeightsError(f"{folder}: has neither model.safetensors nor model.safetensors.index.json")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= _read_safetensors(folder / file, want)
+    return tensors
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]], samples: int = 64) -> str:
+    """Return a short identity of named tensors: names, shapes and `samples` values of each, spread evenly.
+
+    Values are rounded to bfloat16 first, so that a model loaded in another precision keeps its identity. Reading a few
+    values of each tensor takes a fraction of a second on 7 billion parameters; a changed tensor is practically always
+    seen, a single changed value is not.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        flat = tensor.detach().reshape(-1)
+        step = max(1, flat.numel() // samples)
+        values = flat[::step][:samples].to(device="cpu", dtype=torch.bfloat16)
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(values.float().numpy().tobytes())
+    return digest.hexdigest()[:16]
