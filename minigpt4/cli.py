@@ -76,10 +76,10 @@ def chat(arguments: argparse.Namespace) -> None:
 
 def fetch_assets(arguments: argparse.Namespace) -> None:
     """Verb `assets`: fetch, verify and cache assets by name; print where each is."""
-    from minigpt4.assets import fetch
+    from minigpt4.assets import expand, fetch
 
-    for name in arguments.names:
-        print(f"{name}: {fetch(name)}")
+    for name in dict.fromkeys(each for given in arguments.names for each in expand(given)):
+        print(f"{name}: {fetch(name)}", flush=True)
 
 
 def list_names(_arguments: argparse.Namespace) -> None:
@@ -97,9 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
     )
-    parser = argparse.ArgumentParser(
-        prog="minigpt4", description="Vision-language alignment.", parents=[common]
-    )
+    parser = argparse.ArgumentParser(prog="minigpt4", description="Vision-language alignment.", parents=[common])
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
     for name, purpose in (("train", "train as a config says"), ("evaluate", "evaluate as a config says")):

@@ -7,7 +7,7 @@ resolves `${...}` (`interpolation`) and holds the result against the dataclasses
 
 from minigpt4.config.files import missing_files
 from minigpt4.config.loader import Config, config_from_values, load_config
-from minigpt4.config.paths import find_config, shipped, shipped_configs
+from minigpt4.config.paths import find_config, resolve_shipped, shipped, shipped_configs
 
 __all__ = [
     "Config",
@@ -15,6 +15,7 @@ __all__ = [
     "find_config",
     "load_config",
     "missing_files",
+    "resolve_shipped",
     "shipped",
     "shipped_configs",
 ]

@@ -98,9 +98,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Component):
         return {"type": value.type, **plain(value.config)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            spec.name: plain(getattr(value, spec.name)) for spec in dataclasses.fields(value) if spec.init
-        }
+        return {spec.name: plain(getattr(value, spec.name)) for spec in dataclasses.fields(value) if spec.init}
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

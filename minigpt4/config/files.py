@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.config.loader import Config
+from minigpt4.config.paths import resolve_shipped
 from minigpt4.registry import Component
 
 _ELSEWHERE = re.compile(r"asset:|pipe:|[a-z][a-z0-9+.-]*://")
@@ -62,5 +63,5 @@ def _exists(path: str) -> bool:
         return True
     found = _PATTERN.search(path)
     if found is None or Path(path).exists():
-        return Path(path).exists()
+        return resolve_shipped(path).exists()
     return Path(path[: found.start()] + "_").parent.is_dir()

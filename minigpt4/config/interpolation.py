@@ -10,7 +10,7 @@ import re
 from typing import Any, Final
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from minigpt4.config.sources import REQUIRED, Origin, first_line
 
@@ -36,6 +36,8 @@ def _resolved(node: Any, path: str, origin: Origin, problems: list[str]) -> Any:
             continue
         try:
             found[key] = _resolved(node[key], here, origin, problems)
+        except InterpolationToMissingValueError:
+            found[key] = BROKEN  # what it points to is required, and says so itself
         except OmegaConfBaseException as error:
             problems.append(f"{origin.of(here)}: {here}: {first_line(error)}")
             found[key] = BROKEN

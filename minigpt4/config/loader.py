@@ -21,7 +21,7 @@ from minigpt4.config.paths import find_config
 from minigpt4.config.sources import Origin, read_sources
 from minigpt4.config.validate import Validator
 from minigpt4.errors import ConfigError
-from minigpt4.registry import SECTIONS, Registry, nearest
+from minigpt4.registry import SECTIONS, Registry
 
 COMPAT = ("ours", "published")
 ORDER = ("model", "processors", "conversation", "datasets", "run", "tracking", "chat", "evaluation")
@@ -62,9 +62,7 @@ class Config:
         """
         missing = [name for name in sections if getattr(self, name) is None]
         if missing:
-            raise ConfigError(
-                [f"{self.source}: section {name!r} is required for this job" for name in missing]
-            )
+            raise ConfigError([f"{self.source}: section {name!r} is required for this job" for name in missing])
 
 
 def load_config(path: str | Path, options: Sequence[str] = (), *, sections: Registry = SECTIONS) -> Config:
@@ -112,9 +110,7 @@ def _validated(values: dict[str, Any], origin: Origin, problems: list[str], sect
     complete |= {name: fill(sections.get(name), values[name] if name in given else {}) for name in names}
     complete = resolve(complete, origin, problems)
     if complete["compat"] not in COMPAT and complete["compat"] is not BROKEN:
-        near = nearest(complete["compat"], COMPAT)
-        hint = f"; did you mean {near!r}?" if near else ""
-        validator.refuse("compat", f"must be one of {', '.join(COMPAT)}, found {complete['compat']!r}{hint}")
+        validator.refuse("compat", f"must be one of {', '.join(COMPAT)}, found {complete['compat']!r}")
     built: dict[str, Any] = dict.fromkeys(ORDER)
     for name in names:
         checker = validator if name in given else Validator(origin, [])

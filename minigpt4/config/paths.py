@@ -10,7 +10,10 @@ from pathlib import Path
 from minigpt4.errors import ConfigError
 from minigpt4.registry import nearest
 
+SHIPPED = "shipped:"
+"""Begins a path that is looked for among the files that travel with the package."""
 _PACKAGE = Path(__file__).resolve().parent.parent
+SHIPPED = "shipped:"
 _FOLDERS = ("configs", "eval_configs")
 _SUFFIXES = (".yaml", ".yml")
 
@@ -19,6 +22,11 @@ def shipped(*parts: str) -> Path:
     """Return the path of a shipped file or folder, `shipped("prompts", "x.txt")`; it may not exist."""
     inside = _PACKAGE / "shipped"
     return (inside if inside.is_dir() else _PACKAGE.parent).joinpath(*parts)
+
+
+def resolve_shipped(path: str) -> Path:
+    """Return the path meant by a config value: `shipped:eval_configs/mini` travels with the package, any other is as given."""
+    return shipped(path.removeprefix(SHIPPED)) if path.startswith(SHIPPED) else Path(path)
 
 
 def shipped_configs() -> list[str]:
@@ -39,9 +47,7 @@ def find_config(path: str | Path) -> Path:
     given = Path(path)
     if given.is_file():
         return given
-    name = (
-        given if given.suffix in _SUFFIXES else given.with_name(f"{given.name}.yaml") if given.name else given
-    )
+    name = given if given.suffix in _SUFFIXES else given.with_name(f"{given.name}.yaml") if given.name else given
     if len(name.parts) == 1:
         candidates = [shipped(folder, name.name) for folder in _FOLDERS]
     else:
@@ -52,9 +58,12 @@ def find_config(path: str | Path) -> Path:
     known = shipped_configs()
     near = nearest(name.stem, {Path(file).stem for file in known})
     hint = f" Did you mean {near!r}?" if near else ""
-    found = (
-        f"{str(path)!r} is a folder, not a config file."
-        if given.is_dir()
-        else f"no config file {str(path)!r}."
-    )
+    found = f"{str(path)!r} is a folder, not a config file." if given.is_dir() else f"no config file {str(path)!r}."
     raise ConfigError(f"{found}{hint} Shipped: {', '.join(known) or 'none'}")
+
+
+def resolve_shipped(path: str) -> Path:
+    """Return the path meant by a config value: `shipped:a/b` travels with the package, anything else is as it is."""
+    if path.startswith(SHIPPED):
+        return shipped(*path.removeprefix(SHIPPED).split("/"))
+    return Path(path)

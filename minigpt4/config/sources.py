@@ -55,7 +55,7 @@ def read_sources(file: Path, options: Sequence[str]) -> tuple[dict[str, Any], Or
     values, origin = _read(file, ())
     problems: list[str] = []
     # A new `type` empties its section, so it goes before the options that fill the section again.
-    for option in sorted(options, key=lambda option: not option.partition("=")[0].strip().endswith(".type")):
+    for option in sorted(options, key=_types_first):
         problem = _apply_option(values, origin, option)
         if problem:
             problems.append(f"--options {option}: {problem}")
@@ -118,9 +118,7 @@ def _lines(node: yaml.Node, file: Path, within: tuple[yaml.Node, ...]) -> Iterat
             if key.tag == _MERGE:
                 continue
             if key.tag != _TEXT or not key.value or "." in key.value:
-                raise ConfigError(
-                    f"{file}:{at}: the key {key.value!r} must be text without a dot (quote a number)"
-                )
+                raise ConfigError(f"{file}:{at}: the key {key.value!r} must be text without a dot (quote a number)")
             children.append((key.value, value, at))
     elif isinstance(node, yaml.SequenceNode):
         children = [(str(index), item, item.start_mark.line + 1) for index, item in enumerate(node.value)]
@@ -134,9 +132,7 @@ def _parents(file: Path, extends: Any, places: dict[str, str]) -> list[Path]:
     """Return the files that the value of `extends` names."""
     names = [extends] if isinstance(extends, str) else extends or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(
-            f"{places['extends']}: extends must be a file or a list of files, found {extends!r}"
-        )
+        raise ConfigError(f"{places['extends']}: extends must be a file or a list of files, found {extends!r}")
     parents = [file.parent / name for name in names]
     missing = [
         f"{places['extends']}: extends {name!r}, but there is no file {str(parent)!r}"
@@ -167,6 +163,12 @@ def overlay(base: dict[str, Any], top: dict[str, Any], origin: Origin, path: str
             origin.forget(here)
 
 
+def _types_first(option: str) -> tuple[bool, int]:
+    key = option.partition("=")[0].strip()
+    is_type = key.endswith(".type")
+    return not is_type, key.count(".") if is_type else 0
+
+
 def _changes_type(old: dict[str, Any], new: dict[str, Any]) -> bool:
     kind = new.get("type", REQUIRED)
     return kind != REQUIRED and "type" in old and old["type"] != kind
@@ -188,6 +190,7 @@ def _apply_option(values: dict[str, Any], origin: Origin, option: str) -> str | 
         here = ".".join(parts[: depth + 1])
         if isinstance(holder, dict) and holder.get(name) in (None, REQUIRED):
             holder[name] = {}
+            origin.places[here] = f"--options {option}"
         elif problem := _not_in(holder, name, here):
             return problem
         holder = holder[int(name) if isinstance(holder, list) else name]
@@ -200,8 +203,16 @@ def _apply_option(values: dict[str, Any], origin: Origin, option: str) -> str | 
         return problem
     else:
         holder[int(last)] = value
-    origin.places[".".join(parts)] = f"--options {option}"
+    origin.places |= dict.fromkeys(_keys(value, ".".join(parts)), f"--options {option}")
     return None
+
+
+def _keys(value: Any, path: str) -> Iterator[str]:
+    """Yield `path` and every dotted key below it."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _keys(item, f"{path}.{key}")
 
 
 def _not_in(holder: Any, name: str, path: str) -> str | None:

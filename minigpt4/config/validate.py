@@ -97,8 +97,7 @@ class Validator:
                 return self.refuse(path, f"must be {describe(hint)}, found {_shown(value)}")
             kinds = inner if fixed else inner[:1] * len(value)
             items = [
-                self._value(kind, item, f"{path}.{i}")
-                for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
+                self._value(kind, item, f"{path}.{i}") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
             ]
             return BROKEN if BROKEN in items else container(items)
         if container is dict and isinstance(value, dict):
@@ -108,13 +107,14 @@ class Validator:
 
     def _leaf(self, hint: Any, value: Any, path: str) -> Any:
         """Convert one plain value."""
+        schema = _schema(hint)
         try:
             if hint in (str, str | None) and isinstance(value, (bool, float)):
                 raise ValueError("put it in quotes")  # 1.10 would become the text 1.1
-            merged = OmegaConf.merge(_schema(hint), {"value": escape(value)})
+            merged = OmegaConf.merge(schema, {"value": escape(value)})
             converted: Any = OmegaConf.to_container(merged, resolve=True)
-        except (OmegaConfBaseException, ValueError) as error:
-            advice = f"; {error}" if type(error) is ValueError else _near_choice(hint, value)
+        except (OmegaConfBaseException, TypeError, ValueError) as error:
+            advice = f"; {error}" if type(error) is ValueError else ""
             return self.refuse(path, f"must be {describe(hint)}, found {_shown(value)}{advice}")
         converted = converted["value"]
         if isinstance(converted, str) and _PLACEHOLDER.match(converted):
@@ -141,9 +141,7 @@ class Validator:
             return BROKEN
         if name is None or name == REQUIRED:
             choices = ", ".join(registry.names())
-            return self.refuse(
-                f"{path}.type", f"is required, one of {choices}: pass --options {path}.type=NAME"
-            )
+            return self.refuse(f"{path}.type", f"is required, one of {choices}: pass --options {path}.type=NAME")
         try:
             cls = registry.get(name)
         except MiniGPT4Error as error:  # unknown, or its optional package is not installed
@@ -176,14 +174,6 @@ def describe(hint: Any) -> str:
     if origin in (list, tuple):
         return "a list"
     return "a mapping" if origin is dict else _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _near_choice(hint: Any, value: Any) -> str:
-    choices = (
-        [str(each) for each in typing.get_args(hint)] if typing.get_origin(hint) is typing.Literal else []
-    )
-    near = nearest(value, choices)
-    return f"; did you mean {near!r}?" if near else ""
 
 
 def _shown(value: Any) -> str:

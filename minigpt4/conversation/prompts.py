@@ -26,9 +26,7 @@ def read_prompts(name_or_path: str) -> list[str]:
     file = given if given.is_file() else shipped("prompts", f"{name_or_path}.txt")
     if not file.is_file():
         names = ", ".join(sorted(f.stem for f in shipped("prompts").glob("*.txt"))) or "none"
-        raise DataError(
-            f"no prompt file {name_or_path!r}; give a path or a shipped name ({names})", cause="prompts"
-        )
+        raise DataError(f"no prompt file {name_or_path!r}; give a path or a shipped name ({names})", cause="prompts")
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

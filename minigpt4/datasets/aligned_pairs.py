@@ -14,6 +14,7 @@ from typing import Any
 from minigpt4.conversation.prompts import read_prompts
 from minigpt4.datasets.source import Example, IndexedSource, SourceConfig, examples_of, require_folder
 from minigpt4.errors import DataError
+from minigpt4.registry import path_field
 
 ANNOTATIONS = "filter_cap.json"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -26,7 +27,7 @@ class AlignedPairs(IndexedSource):
     class Config(SourceConfig):
         """Where the set is, and what is asked."""
 
-        path: str
+        path: str = path_field()
         """The folder that holds `filter_cap.json` and `image/`."""
         prompts: str = "alignment"
         """Name of a shipped file in `prompts/`, or a path: one instruction a line. Empty: the caption
@@ -60,9 +61,7 @@ class AlignedPairs(IndexedSource):
         annotation = self._annotations[index]
         image_id = self._image_id(index)
         if not image_id:
-            raise DataError(
-                f"{self.name}: {place}: must be an object with `image_id` and `caption`", cause="row"
-            )
+            raise DataError(f"{self.name}: {place}: must be an object with `image_id` and `caption`", cause="row")
         caption = annotation.get("caption")
         if not isinstance(caption, str):
             raise DataError(f"{self.name}: {place} (image {image_id}): has no caption", cause="caption")
@@ -89,9 +88,7 @@ class AlignedPairs(IndexedSource):
                 f"{self.name}: there is no {self._file}; set the path of this data set", cause="missing"
             ) from error
         except json.JSONDecodeError as error:
-            raise DataError(
-                f"{self._file}:{error.lineno}: not valid JSON: {error.msg}", cause="row"
-            ) from error
+            raise DataError(f"{self._file}:{error.lineno}: not valid JSON: {error.msg}", cause="row") from error
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{self._file}: cannot be read: {error}", cause="row") from error
         annotations = content.get("annotations") if isinstance(content, dict) else None

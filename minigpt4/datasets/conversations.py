@@ -18,6 +18,7 @@ from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue, Turn, normalise
 from minigpt4.conversation.prompts import read_prompts
 from minigpt4.datasets.source import Example, IndexedSource, SourceConfig
 from minigpt4.errors import DataError
+from minigpt4.registry import path_field
 
 LINES = (".jsonl", ".ndjson")
 HUMAN = ("human", "user")
@@ -31,9 +32,9 @@ class Conversations(IndexedSource):
     class Config(SourceConfig):
         """Where the rows and their images are."""
 
-        path: str
+        path: str = path_field()
         """A `.json` file with a list of rows, or a `.jsonl` file with one row a line."""
-        image_dir: str = ""
+        image_dir: str = path_field("")
         """The folder that image paths start from; empty: the folder of the file."""
         prompts: str = "alignment"
         """Instructions for plain captions: a shipped file in `prompts/`, or a path. Empty: the caption
@@ -44,13 +45,9 @@ class Conversations(IndexedSource):
         self._file = resolve(config.path)
         self._images = resolve(config.image_dir) if config.image_dir else self._file.parent
         if not self._file.is_file():
-            raise DataError(
-                f"{name}: there is no file {config.path!r}; set the path of this data set", cause="missing"
-            )
+            raise DataError(f"{name}: there is no file {config.path!r}; set the path of this data set", cause="missing")
         if not self._images.is_dir():
-            raise DataError(
-                f"{name}: there is no image folder {str(self._images)!r}; set image_dir", cause="missing"
-            )
+            raise DataError(f"{name}: there is no image folder {str(self._images)!r}; set image_dir", cause="missing")
         self.prompts = read_prompts(config.prompts) if config.prompts else [""]
         is_lines = self._file.suffix.lower() in LINES
         self._rows = _rows_of_lines(self._file) if is_lines else _rows_of_list(self._file)
@@ -74,17 +71,13 @@ class Conversations(IndexedSource):
             dialogue = self._conversation(row["conversations"], place)
         elif "caption" in row:
             if not isinstance(row["caption"], str):
-                raise DataError(
-                    f"{place}: caption must be text, found {_shown(row['caption'])}", cause="caption"
-                )
+                raise DataError(f"{place}: caption must be text, found {_shown(row['caption'])}", cause="caption")
             prompt = draw.choice(self.prompts)
             prompt = prompt if len(images) == 1 else prompt.replace(IMAGE_MARK, "").strip()
             dialogue = self.captioned(row["caption"], place, prompt)
         else:
             keys = ", ".join(sorted(row)) or "nothing"
-            raise DataError(
-                f"{place}: neither `conversations` nor `caption`; the row has {keys}", cause="row"
-            )
+            raise DataError(f"{place}: neither `conversations` nor `caption`; the row has {keys}", cause="row")
         place_images(dialogue, len(images), place)  # raises where marks and images differ
         return Example(self._place.format(file=self._file.name, number=number), tuple(images), dialogue)
 
@@ -94,23 +87,17 @@ class Conversations(IndexedSource):
         files = []
         for name in names:
             if not isinstance(name, str) or not name:
-                raise DataError(
-                    f"{place}: image must be a path or a list of paths, found {_shown(given)}", cause="row"
-                )
+                raise DataError(f"{place}: image must be a path or a list of paths, found {_shown(given)}", cause="row")
             file = self._images / name
             if not file.is_file():
-                raise DataError(
-                    f"{place}: there is no image {str(file)!r}; see image_dir", cause="missing image"
-                )
+                raise DataError(f"{place}: there is no image {str(file)!r}; see image_dir", cause="missing image")
             files.append(file)
         return files
 
     def _conversation(self, messages: Any, place: str) -> Dialogue:
         """Return the dialogue of LLaVA's alternating messages."""
         if not isinstance(messages, list) or not messages:
-            raise DataError(
-                f"{place}: conversations must be a list of messages, not empty", cause="conversation"
-            )
+            raise DataError(f"{place}: conversations must be a list of messages, not empty", cause="conversation")
         system: str | None = None
         question: str | None = None
         turns: list[Turn] = []
@@ -121,9 +108,7 @@ class Conversations(IndexedSource):
                 system = text
             elif speaker in HUMAN:
                 if question is not None:
-                    raise DataError(
-                        f"{here}: two questions in a row, the first has no answer", cause="conversation"
-                    )
+                    raise DataError(f"{here}: two questions in a row, the first has no answer", cause="conversation")
                 question = normalise_marks(text)
             elif speaker in MODEL:
                 if question is None:
@@ -141,9 +126,7 @@ class Conversations(IndexedSource):
         return Dialogue(tuple(turns), system)
 
     def _message(self, message: Any, here: str) -> tuple[str, str]:
-        speaker, text = (
-            (message.get("from"), message.get("value")) if isinstance(message, dict) else (None, None)
-        )
+        speaker, text = (message.get("from"), message.get("value")) if isinstance(message, dict) else (None, None)
         if not isinstance(speaker, str) or not isinstance(text, str):
             raise DataError(
                 f'{here}: must be {{"from": "human" or "gpt", "value": text}}, found {_shown(message)}',

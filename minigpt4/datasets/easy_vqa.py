@@ -20,6 +20,7 @@ from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue, Turn
 from minigpt4.conversation.prompts import read_prompts
 from minigpt4.datasets.source import Example, IndexedSource, SourceConfig, examples_of, require_folder
 from minigpt4.errors import DataError
+from minigpt4.registry import path_field
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
@@ -54,7 +55,7 @@ class EasyVQA(IndexedSource):
     class Config(SourceConfig):
         """Which images, and what is made of their questions."""
 
-        path: str
+        path: str = path_field()
         """The folder that holds `train/` and `test/`, or `asset:NAME`."""
         split: Literal["train", "test"] = "train"
         """The part of the set."""
@@ -73,9 +74,7 @@ class EasyVQA(IndexedSource):
             super().__post_init__()
             first, end = self.image_range
             if self.image_range != (0, 0) and not 0 <= first < end:
-                raise ValueError(
-                    f"image_range must be (first, end) with 0 <= first < end, found {self.image_range}"
-                )
+                raise ValueError(f"image_range must be (first, end) with 0 <= first < end, found {self.image_range}")
             if self.questions_per_image < 0:
                 raise ValueError(f"questions_per_image must be 0 or more, found {self.questions_per_image}")
 
@@ -89,9 +88,7 @@ class EasyVQA(IndexedSource):
             if not end or first <= question.image_id < end:
                 groups[question.image_id].append(question)
         if not groups:
-            raise DataError(
-                f"{name}: {config.split} has no image in image_range {config.image_range}", cause="missing"
-            )
+            raise DataError(f"{name}: {config.split} has no image in image_range {config.image_range}", cause="missing")
         self._groups = sorted(groups.items())
         _check_images(self._images, list(groups))
         self.instructions = [""]
@@ -134,13 +131,10 @@ def questions(path: str | Path, split: Literal["train", "test"]) -> list[Questio
         )
     try:
         return [
-            Question(str(text), str(answer), int(image_id))
-            for text, answer, image_id in json.loads(file.read_bytes())
+            Question(str(text), str(answer), int(image_id)) for text, answer, image_id in json.loads(file.read_bytes())
         ]
     except (ValueError, TypeError) as error:
-        raise DataError(
-            f"{file}: must be a list of [question, answer, image number]: {error}", cause="row"
-        ) from error
+        raise DataError(f"{file}: must be a list of [question, answer, image number]: {error}", cause="row") from error
 
 
 def kind_of(question: str, answer: str) -> Kind:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
@@ -104,6 +104,7 @@ class SkipLog:
         self.notes: list[str] = []
         self.in_a_row = 0
         self._seen: Counter[str] = Counter()
+        self._noted: dict[str, set[str]] = defaultdict(set)
 
     def add(self, error: DataError) -> None:
         """Count one skipped sample.
@@ -114,16 +115,14 @@ class SkipLog:
         self.in_a_row += 1
         self.counts[error.cause] += 1
         self._seen[error.cause] += 1
-        if self._seen[error.cause] <= NOTES_PER_CAUSE:
-            last = (
-                "; more of this cause are only counted" if self._seen[error.cause] == NOTES_PER_CAUSE else ""
-            )
+        noted = self._noted[error.cause]
+        if len(noted) < NOTES_PER_CAUSE and str(error) not in noted:
+            noted.add(str(error))
+            last = "; more of this cause are only counted" if len(noted) == NOTES_PER_CAUSE else ""
             self.notes.append(f"skipped ({error.cause}): {error}{last}")
         if self.in_a_row >= MAX_SKIPS_IN_A_ROW:
             causes = ", ".join(f"{cause}: {count}" for cause, count in self._seen.most_common())
-            raise DataError(
-                f"{self.in_a_row} samples in a row could not be used ({causes}); the last one: {error}"
-            )
+            raise DataError(f"{self.in_a_row} samples in a row could not be used ({causes}); the last one: {error}")
 
     def take(self) -> tuple[dict[str, int], list[str]]:
         """Return counts and messages since the last call."""
@@ -135,9 +134,7 @@ class SkipLog:
 class StreamDataset(IterableDataset[Delivery]):
     """Reads, encodes and collates; each worker process runs one copy."""
 
-    def __init__(
-        self, mixture: Mixture, encoder: DialogueEncoder, processor: PixelProcessor, plan: StreamPlan
-    ) -> None:
+    def __init__(self, mixture: Mixture, encoder: DialogueEncoder, processor: PixelProcessor, plan: StreamPlan) -> None:
         self.mixture = mixture
         self.encoder = encoder
         self.processor = processor
@@ -204,7 +201,9 @@ def build_loader(
         methods = multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:
-            context.set_forkserver_preload([__name__])
+            parts = (mixture, encoder, processor, *mixture.sources.values())
+            modules = {__name__, *(type(part).__module__ for part in parts)} - {"__main__"}
+            context.set_forkserver_preload(sorted(modules))  # imported once, for all workers and later loaders
     return BatchLoader(
         StreamDataset(mixture, encoder, processor, plan),
         batch_size=None,
@@ -236,9 +235,7 @@ def fixed_batches(
     items = islice((item for item in chain.from_iterable(turns) if item is not None), samples)
     found = False
     while group := list(islice(items, batch_size)):
-        encoded = [
-            sample for item in group if (sample := _sample(item, encoder, processor, skips)) is not None
-        ]
+        encoded = [sample for item in group if (sample := _sample(item, encoder, processor, skips)) is not None]
         counts, notes = skips.take()
         for note in notes:
             logger.warning(note)

@@ -25,9 +25,7 @@ class Mixture:
         if not sources:
             raise DataError("no data set to read: name at least one under datasets.train", cause="missing")
         self.sources = dict(sources)
-        self.weights = {
-            name: (weights or {}).get(name, source.weight) for name, source in self.sources.items()
-        }
+        self.weights = {name: (weights or {}).get(name, source.weight) for name, source in self.sources.items()}
         for name, weight in self.weights.items():
             if not weight > 0:
                 raise DataError(f"{name}: weight must be positive, found {weight}")
@@ -41,10 +39,7 @@ class Mixture:
         consumed = dict.fromkeys(self.sources, 0)
         for _ in range(start):
             consumed[next(draws)] += 1
-        streams = {
-            name: source.stream(seed, reader, readers, consumed[name])
-            for name, source in self.sources.items()
-        }
+        streams = {name: source.stream(seed, reader, readers, consumed[name]) for name, source in self.sources.items()}
         for name in draws:
             yield next(streams[name])
 

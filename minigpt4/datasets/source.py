@@ -35,9 +35,7 @@ class SourceConfig:
 
     weight: float = 1.0
     """Share in the mixture, relative to the other data sets' weights."""
-    text: Component = field(
-        default_factory=_plain_text, metadata=component(PROCESSORS, default="text").metadata
-    )
+    text: Component = field(default_factory=_plain_text, metadata=component(PROCESSORS, default="text").metadata)
     """The text processor of this data set's captions and answers."""
 
     def __post_init__(self) -> None:
@@ -99,9 +97,7 @@ class Source(ABC):
         """
         caption = self.process_text(text)
         if not caption:
-            raise DataError(
-                f"{place}: the caption is empty; write one or leave the sample out", cause="caption"
-            )
+            raise DataError(f"{place}: the caption is empty; write one or leave the sample out", cause="caption")
         return Dialogue((Turn(prompt, caption),))
 
 
@@ -171,9 +167,7 @@ def require_folder(path: str, name: str) -> Path:
     """
     folder = resolve(path)
     if not folder.is_dir():
-        raise DataError(
-            f"{name}: there is no folder {path!r}; set the path of this data set", cause="missing"
-        )
+        raise DataError(f"{name}: there is no folder {path!r}; set the path of this data set", cause="missing")
     return folder
 
 

@@ -8,6 +8,7 @@ counted by cause.
 from __future__ import annotations
 
 import glob
+import io
 import itertools
 import json
 import random
@@ -22,6 +23,7 @@ from braceexpand import braceexpand
 
 from minigpt4.datasets.source import Example, Item, Source, SourceConfig, examples_of
 from minigpt4.errors import DataError
+from minigpt4.registry import path_field
 
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
 RawSample = dict[str, Any]
@@ -35,7 +37,7 @@ class WebPairs(Source):
     class Config(SourceConfig):
         """Which shards, and what of them."""
 
-        urls: list[str]
+        urls: list[str] = path_field()
         """Paths of tar files; `{00000..00010}` and `*` are expanded."""
         caption_key: str = "caption"
         """The key of a sample's json file that holds the caption; without one, its txt file is the
@@ -74,10 +76,7 @@ class WebPairs(Source):
                 yield item
             barren = 0 if useful else barren + 1
             if barren >= patience:
-                found = (
-                    ", ".join(f"{cause}: {count}" for cause, count in faults.most_common())
-                    or "no sample at all"
-                )
+                found = ", ".join(f"{cause}: {count}" for cause, count in faults.most_common()) or "no sample at all"
                 raise DataError(
                     f"{self.name}: a whole epoch of reader {reader} of {readers} has not one usable sample "
                     f"({found}); look at {self.shards[0]}"
@@ -111,8 +110,7 @@ class WebPairs(Source):
             caption = self._caption(raw, f"{self.name}: {place}")
             if image is None:
                 raise DataError(
-                    f"{self.name}: {place}: no image, only {_files(raw)}; "
-                    f"expected one of {', '.join(IMAGE_KEYS)}",
+                    f"{self.name}: {place}: no image, only {_files(raw)}; expected one of {', '.join(IMAGE_KEYS)}",
                     cause="missing image",
                 )
             return Example(place, (image,), self.captioned(caption, f"{self.name}: {place}"))
@@ -149,15 +147,11 @@ def find_shards(urls: list[str], name: str) -> list[str]:
     missing: list[str] = []
     for url in urls:
         if "://" in url or url.startswith("pipe:"):
-            raise DataError(
-                f"{name}: {url!r} is not a local path; download or mount the shards first", cause="missing"
-            )
+            raise DataError(f"{name}: {url!r} is not a local path; download or mount the shards first", cause="missing")
         try:
             paths = list(braceexpand(url))
         except ValueError as error:
-            raise DataError(
-                f"{name}: the braces of {url!r} do not close: {error}", cause="missing"
-            ) from error
+            raise DataError(f"{name}: the braces of {url!r} do not close: {error}", cause="missing") from error
         for path in paths:
             found = _matching(path) if glob.has_magic(path) and not Path(path).is_file() else [path]
             files = [file for file in found if Path(file).is_file()]
@@ -185,6 +179,8 @@ def _read_shard(shard: str) -> Iterator[RawSample | DataError]:
     for raw in wds.tarfile_to_samples(handler=record)([{"url": shard}]):
         num_items += 1
         yield raw
+    if not faults and num_items and _lacks_end(shard):
+        faults.append(EOFError("no end mark"))
     for fault in faults:
         duplicate = isinstance(fault, ValueError)
         if duplicate or not broken:
@@ -193,6 +189,15 @@ def _read_shard(shard: str) -> Iterator[RawSample | DataError]:
         broken = broken or not duplicate
     if not num_items:
         yield DataError(f"{shard}: the shard holds no sample; list only full shards", cause="empty shard")
+
+
+def _lacks_end(shard: str) -> bool:
+    """Whether a plain tar file lacks the zeros at its end: cut between two members, it reads like a whole one."""
+    if not shard.endswith(".tar"):
+        return False
+    with Path(shard).open("rb") as file:
+        file.seek(-512, io.SEEK_END)
+        return any(file.read())
 
 
 def _fault(shard: str, fault: Exception, duplicate: bool) -> DataError:
@@ -232,6 +237,4 @@ def _files(raw: RawSample) -> str:
 def _matching(pattern: str) -> list[str]:
     """Return the files that a pattern with `*` means, sorted."""
     absolute = Path(pattern).absolute()
-    return sorted(
-        str(path) for path in Path(absolute.anchor).glob(str(absolute.relative_to(absolute.anchor)))
-    )
+    return sorted(str(path) for path in Path(absolute.anchor).glob(str(absolute.relative_to(absolute.anchor))))

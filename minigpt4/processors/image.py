@@ -135,12 +135,9 @@ def open_image(source: ImageSource, name: str = "image", max_pixels: int = MAX_P
     try:
         image.load()
         return _to_rgb(_turn(image))
-    except (
-        Exception
-    ) as error:  # PIL's many decoders raise whatever they meet: OSError, SyntaxError, struct.error ...
+    except Exception as error:  # PIL's many decoders raise whatever they meet: OSError, SyntaxError, struct.error ...
         raise ImageError(
-            f"{name}: the image is damaged or cannot be converted ({error}); "
-            "open and save it again, or leave it out"
+            f"{name}: the image is damaged or cannot be converted ({error}); open and save it again, or leave it out"
         ) from error
 
 
@@ -149,9 +146,7 @@ def _open_lazily(source: bytes | str | Path, name: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except FileNotFoundError as error:
-        raise ImageError(
-            f"{name}: there is no such image file; correct the path", cause="missing image"
-        ) from error
+        raise ImageError(f"{name}: there is no such image file; correct the path", cause="missing image") from error
     except IsADirectoryError as error:
         raise ImageError(f"{name}: this is a folder, not an image file; correct the path") from error
     except Image.DecompressionBombError as error:
@@ -187,11 +182,11 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Scale a 16-bit, 32-bit or float grey image to 0..255; PIL's own conversion would clip it.
 
     The modes `I` and `F` do not say their range: it is taken as the smallest of 1 (float), 255, 65,535 and
-    2^32 - 1 that holds every value.
+    2^31 - 1 that holds every value.
     """
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     top = 65_535.0
     if image.mode in ("I", "F"):
-        ranges = ([1.0] if image.mode == "F" else []) + [255.0, 65_535.0, 4_294_967_295.0]
+        ranges = ([1.0] if image.mode == "F" else []) + [255.0, 65_535.0, 2_147_483_647.0]
         top = next((limit for limit in ranges if values.max() <= limit), float(values.max()))
     return Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8))

@@ -1,0 +1,163 @@
+"""From a name, a YAML or a checkpoint folder to a model that is ready: `load_model`.
+
+Input: what to load. Output: `LoadedModel`, the model with its conversation encoder and image processor. Training,
+chat and evaluation all assemble here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from minigpt4.assets import resolve
+from minigpt4.checkpoints.manifest import FILE as MANIFEST
+from minigpt4.checkpoints.manifest import Manifest, check_parts
+from minigpt4.checkpoints.store import CONFIG, read_trained
+from minigpt4.config import Config, load_config, missing_files
+from minigpt4.config.loader import config_from_values
+from minigpt4.config.paths import resolve_shipped
+from minigpt4.conversation.encoder import ConversationEncoder
+from minigpt4.conversation.tokenizer import TextTokenizer
+from minigpt4.devices import choose_device
+from minigpt4.errors import CheckpointError, ConfigError
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.processors.image import ImageProcessor
+from minigpt4.weights import load_strict
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class LoadedModel:
+    """A model and what belongs to it.
+
+    Attributes:
+        model: the model, in eval mode unless it is being trained.
+        encoder: dialogues to tokens, by the template the model was trained with.
+        image_processor: images to what its vision encoder takes.
+        config: everything it was built from.
+        manifest: of the checkpoint it was loaded from, None for a fresh model.
+    """
+
+    model: MiniGPT4
+    encoder: ConversationEncoder
+    image_processor: ImageProcessor
+    config: Config
+    manifest: Manifest | None = None
+
+
+def load_model(name_or_path: str | Path, options: Sequence[str] = (), device: str = "auto") -> LoadedModel:
+    """Load a model for chat or evaluation.
+
+    Args:
+        name_or_path: the name of a file in `eval_configs/` (`mini`), a YAML file, or a checkpoint folder.
+        options: overrides `section.key=value`.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        ConfigError, WeightsError, CheckpointError, AssetError: it cannot be loaded, and why.
+    """
+    folder = Path(name_or_path)
+    if (folder / MANIFEST).is_file():
+        loaded = _from_checkpoint(folder, options)
+    elif folder.is_dir():
+        raise CheckpointError(f"{folder}: is no checkpoint, it has no {MANIFEST}")
+    else:
+        return load_configured(load_config(name_or_path, options), device)
+    loaded.model.to(choose_device(device)).eval()
+    return loaded
+
+
+def load_configured(config: Config, device: str = "auto") -> LoadedModel:
+    """Load the model of a config for chat or evaluation.
+
+    Raises:
+        ConfigError, WeightsError, CheckpointError, AssetError: it cannot be loaded, and why.
+    """
+    loaded = assemble(config)
+    if loaded.manifest is not None and loaded.manifest.template != config.conversation.template:
+        _log.warning(
+            "%s was trained with the template %r and is asked with %r: answers may be poor",
+            config.model.init_from,
+            loaded.manifest.template,
+            config.conversation.template,
+        )
+    loaded.model.to(choose_device(device)).eval()
+    return loaded
+
+
+def assemble(config: Config) -> LoadedModel:
+    """Build the model of a config, with `model.init_from` loaded if it names a checkpoint.
+
+    Every missing file is reported before anything is loaded.
+    """
+    config.require("model")
+    missing = missing_files(config)
+    if missing:
+        raise ConfigError(missing)
+    manifest = None
+    start = config.model.init_from
+    if start:
+        folder = resolve_shipped(start)
+        manifest = Manifest.read(folder)
+    loaded = _build(config)
+    if manifest is not None:
+        load_trained(loaded.model, folder, manifest)
+        loaded.manifest = manifest
+    return loaded
+
+
+def load_trained(model: MiniGPT4, folder: Path, manifest: Manifest) -> None:
+    """Copy the trained tensors of a checkpoint into the model, after checking that its frozen parts are the same.
+
+    Raises:
+        CheckpointError: other parts, or tensors that this model does not have.
+    """
+    check_parts(manifest, model, str(folder))
+    tensors = read_trained(folder, manifest)
+    foreign = sorted(tensors.keys() - model.state_dict().keys())
+    if foreign:
+        raise CheckpointError(
+            f"{folder}: has trained {', '.join(foreign[:3])}, which this model does not have; "
+            "is model.language_model.lora set as it was in training?"
+        )
+    report = load_strict(model, tensors, source=str(folder), optional=lambda name: name not in tensors)
+    _log.info("%s", report)
+
+
+def _from_checkpoint(folder: Path, options: Sequence[str]) -> LoadedModel:
+    """Build from a checkpoint's own config; only then is it sure that nothing differs from training."""
+    manifest = Manifest.read(folder)
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: has no {CONFIG}")
+    if options:
+        config = load_config(path, [*options, "model.init_from=''"])
+    else:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values["model"]["init_from"] = ""
+        config = config_from_values(values, str(path))
+    if config.conversation.template != manifest.template:
+        raise CheckpointError(
+            f"{folder}: trained with the template {manifest.template!r}; conversation.template is "
+            f"{config.conversation.template!r}. A model answers only in the format it was trained in"
+        )
+    loaded = assemble(config)
+    load_trained(loaded.model, folder, manifest)
+    loaded.manifest = manifest
+    return loaded
+
+
+def _build(config: Config) -> LoadedModel:
+    section = config.model
+    torch.manual_seed(config.run.seed if config.run is not None else 0)
+    tokenizer = TextTokenizer.from_path(resolve(section.language_model.config.path))
+    model: MiniGPT4 = section.build()
+    encoder = ConversationEncoder(tokenizer, model.num_query_tokens, config.conversation, config.compat)
+    processor = config.processors.image.build(spec=model.vision_encoder.image_spec)
+    return LoadedModel(model, encoder, processor, config)

@@ -1,0 +1,1 @@
+"""Scoring a model on questions with known answers."""

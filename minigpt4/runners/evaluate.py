@@ -1,0 +1,102 @@
+"""The `evaluate` runner: score a model on easy-VQA's test split."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate.utils import tqdm
+
+from minigpt4.assets import resolve
+from minigpt4.chat.engine import Engine, Prompt
+from minigpt4.checkpoints.assemble import LoadedModel, load_configured
+from minigpt4.config import Config
+from minigpt4.conversation.dialogue import Dialogue, Turn
+from minigpt4.datasets.easy_vqa import facts_of, kind_of, questions
+from minigpt4.evaluation.section import EvaluationSection
+from minigpt4.evaluation.vqa import Asked, VqaScore, draw, score, with_other_images
+
+_log = logging.getLogger(__name__)
+SPLIT = "test"
+
+
+class EvaluateRunner:
+    """Asks every question alone, greedily, and compares answers by exact match."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.settings: EvaluationSection = config.evaluation
+
+    @classmethod
+    def from_config(cls, config: Config) -> EvaluateRunner:
+        """Build the runner of a config."""
+        config.require("model", "evaluation")
+        return cls(config)
+
+    def run(self) -> VqaScore:
+        """Load the model, ask, and report."""
+        return self.evaluate(load_configured(self.config))
+
+    def evaluate(self, loaded: LoadedModel) -> VqaScore:
+        """Ask a loaded model; the result goes to the log, and to `evaluation.output` if that is set."""
+        asked = self._asked()
+        started = time.monotonic()
+        engine = Engine(loaded)
+        decoding = replace(self.config.chat, max_new_tokens=self.settings.max_new_tokens, temperature=0.0)
+        answers: list[str] = []
+        size = self.settings.batch_size
+        for start in tqdm(range(0, len(asked), size), desc="asking", unit="batch"):
+            answers += engine.answer(_prompts(engine, asked[start : start + size]), decoding)
+        result = score(asked, answers)
+        what = "images of other questions" if self.settings.shuffle_images else "their own images"
+        seconds = time.monotonic() - started
+        _log.info("%d questions about %s, %.0f s\n%s", len(asked), what, seconds, result.table())
+        if self.settings.output:
+            self._write(Path(self.settings.output), asked, result)
+        return result
+
+    def _asked(self) -> list[Asked]:
+        """Return the fixed sample of questions, with other images if this is the control."""
+        folder = resolve(self.settings.path)
+        every = questions(folder, SPLIT)
+        images = {q.image_id: folder / SPLIT / "images" / f"{q.image_id}.png" for q in every}
+        asked = [Asked(q.text, q.answer, kind_of(q.text, q.answer), images[q.image_id]) for q in every]
+        asked = draw(asked, self.settings.samples, self.settings.seed)
+        if not self.settings.shuffle_images:
+            return asked
+        by_image = defaultdict(list)
+        for q in every:
+            by_image[images[q.image_id]].append(q)
+        facts = {image: facts_of(group) for image, group in by_image.items()}
+        return with_other_images(asked, facts, self.settings.seed)
+
+    def _write(self, file: Path, asked: list[Asked], result: VqaScore) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        low, high = result.overall.interval
+        head = {
+            "accuracy": result.overall.value,
+            "interval95": [low, high],
+            "questions": result.overall.asked,
+            "shuffled_images": self.settings.shuffle_images,
+            "by_kind": {kind: rate.value for kind, rate in sorted(result.by_kind.items())},
+        }
+        rows = [
+            {"image": q.image.name, "question": q.text, "right": q.answer, "answer": answer}
+            for q, answer in zip(asked, result.answers, strict=True)
+        ]
+        file.write_text("".join(json.dumps(row) + "\n" for row in (head, *rows)), encoding="utf-8")
+
+
+def _prompts(engine: Engine, questions: Sequence[Asked]) -> list[Prompt]:
+    """Return the prompts of a batch; an image asked about several times is encoded once."""
+    images = list(dict.fromkeys(question.image for question in questions))
+    features = engine.query_features(images)
+    if features is None:
+        return []
+    of = {image: features[n : n + 1] for n, image in enumerate(images)}
+    return [Prompt(Dialogue((Turn(question.text),)), of[question.image]) for question in questions]

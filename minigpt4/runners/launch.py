@@ -1,0 +1,69 @@
+"""Processes, devices and random numbers: what a run needs around the training itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
+
+from minigpt4.config.sections import RunSection
+from minigpt4.devices import choose_device, choose_precision
+from minigpt4.errors import TrainingError
+
+
+def build_accelerator(run: RunSection, trackers: list[str], folder: Path) -> Accelerator:
+    """Return the accelerator of a run, and seed every random number generator.
+
+    Raises:
+        TrainingError: torchrun started more processes than accelerate sees, so that each would train alone.
+    """
+    device = choose_device(run.device)
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=choose_precision(run.precision, device),
+        log_with=trackers or None,  # type: ignore[arg-type]
+        project_dir=str(folder) if trackers else None,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=run.collective_timeout_seconds))],
+    )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != started:
+        raise TrainingError(f"torchrun started {started} processes, but they see {accelerator.num_processes}")
+    set_seed(run.seed)
+    if not accelerator.is_main_process:
+        logging.getLogger("minigpt4").setLevel(logging.WARNING)
+    return accelerator
+
+
+def gather_objects(accelerator: Accelerator, value: Any) -> list[Any]:
+    """Return `value` of every rank, in order of rank."""
+    return list(gather_object([value])) if accelerator.num_processes > 1 else [value]
+
+
+def random_state() -> dict[str, Any]:
+    """Return this process's random state as plain values and tensors."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    if torch.accelerator.is_available():
+        state["accelerator"] = torch.get_device_module().get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put back what `random_state` returned."""
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    if "accelerator" in state and torch.accelerator.is_available():
+        torch.get_device_module().set_rng_state(state["accelerator"])
+
+
+def write_log(file: Path) -> None:
+    """Write this process's log to a file, too."""
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("minigpt4").addHandler(handler)

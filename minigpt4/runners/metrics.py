@@ -1,0 +1,77 @@
+"""Numbers out: `metrics.jsonl`, always; the trackers of accelerate, where asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from minigpt4.config.sections import TrackingSection
+from minigpt4.errors import MissingDependencyError
+
+FILE = "metrics.jsonl"
+
+
+def wanted_trackers(tracking: TrackingSection) -> list[str]:
+    """Return accelerate's names of the trackers asked for.
+
+    Raises:
+        MissingDependencyError: a tracker's package is not installed; accelerate would drop it in silence.
+    """
+    names = [name for name in ("wandb", "tensorboard") if getattr(tracking, name)]
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise MissingDependencyError(name, f"tracking.{name}", name)
+    return names
+
+
+class MetricsLog:
+    """Writes one JSON object per logged step, on rank 0, and passes the same numbers to the trackers."""
+
+    def __init__(self, accelerator: Accelerator, folder: Path) -> None:
+        self.accelerator = accelerator
+        self.file = folder / FILE
+
+    def start(self, tracking: TrackingSection, run_name: str, config: dict[str, Any]) -> None:
+        """Open the trackers."""
+        if not self.accelerator.log_with:
+            return
+        init: dict[str, Any] = {"wandb": {"name": tracking.run_name or run_name}} if tracking.wandb else {}
+        flat = {key: value for key, value in _flat(config) if isinstance(value, (int, float, str, bool))}
+        self.accelerator.init_trackers(tracking.project, config=flat, init_kwargs=init)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Write the numbers of a step."""
+        if self.accelerator.is_main_process:
+            with self.file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps({"step": step, **values}) + "\n")
+        numbers = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        if self.accelerator.log_with:
+            self.accelerator.log(numbers, step=step)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of later steps, which a resumed run is about to write again; also a line cut by a kill."""
+        if not self.accelerator.is_main_process or not self.file.is_file():
+            return
+        kept = [line for line in self.file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        partial = self.file.with_suffix(".partial")
+        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        partial.replace(self.file)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        pairs += _flat(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
+    return pairs

@@ -1,0 +1,83 @@
+"""How far a run is: counters that are saved, and the block of text at its start."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from minigpt4.config.sections import RunSection
+from minigpt4.errors import TrainingError
+from minigpt4.models.freezing import count_parameters
+from minigpt4.models.minigpt4 import MiniGPT4
+
+CHECK_SKIPS_FROM = 200
+
+
+@dataclass
+class Progress:
+    """Counters of a run, over all ranks; saved in every checkpoint.
+
+    Attributes:
+        step: optimiser steps done.
+        samples: training samples seen.
+        tokens: supervised tokens seen.
+        skipped: samples left out, by cause.
+        nonfinite_steps: steps left out because loss or gradient was not finite.
+    """
+
+    step: int = 0
+    samples: int = 0
+    tokens: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    nonfinite_steps: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values to save."""
+        return {**asdict(self), "skipped": dict(self.skipped)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Progress:
+        """Return the counters saved by `state`."""
+        return cls(**{**state, "skipped": Counter(state["skipped"])})
+
+    def check_skips(self, limit: float) -> None:
+        """Raise TrainingError when more than the part `limit` of the samples read was skipped."""
+        skipped = sum(self.skipped.values())
+        read = self.samples + skipped
+        if read >= CHECK_SKIPS_FROM and skipped > limit * read:
+            causes = ", ".join(f"{cause}: {count}" for cause, count in self.skipped.most_common())
+            raise TrainingError(
+                f"{skipped} of {read} samples had to be skipped ({causes}), more than run.max_skipped_fraction {limit}; "
+                "the log has the first of each cause"
+            )
+
+
+def start_block(model: MiniGPT4, run: RunSection, world_size: int, accumulation: int, precision: str) -> str:
+    """Return what a run says of itself at its start."""
+    lines = [f"{'part':<16}{'trainable':>15}{'frozen':>17}"]
+    counts = count_parameters(model)
+    for part, (trainable, frozen) in counts.items():
+        lines.append(f"{part:<16}{trainable:>15,}{frozen:>17,}")
+    total = [sum(column) for column in zip(*counts.values(), strict=True)]
+    lines.append(f"{'together':<16}{total[0]:>15,}{total[1]:>17,}")
+    lines.append(
+        f"global batch {run.global_batch_size} = {run.batch_size_per_rank} per rank x {world_size} rank(s) x "
+        f"{accumulation} accumulated; {run.total_steps} steps; {precision}; run folder {run.output_dir}"
+    )
+    return "\n".join(lines)
+
+
+def accumulation_steps(run: RunSection, world_size: int) -> int:
+    """Return how many batches per rank make one optimiser step.
+
+    Raises:
+        TrainingError: the global batch does not divide.
+    """
+    at_once = run.batch_size_per_rank * world_size
+    if run.global_batch_size % at_once:
+        raise TrainingError(
+            f"run.global_batch_size {run.global_batch_size} is not a multiple of run.batch_size_per_rank "
+            f"{run.batch_size_per_rank} x {world_size} rank(s); change one of the two"
+        )
+    return run.global_batch_size // at_once

@@ -1,0 +1,75 @@
+"""The validation loss, and its control: the same loss with the images of other samples.
+
+If permuting the images among the samples does not make the loss worse, the model ignores its images, however good its
+loss looks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+
+from minigpt4.batch import Batch
+from minigpt4.models.minigpt4 import MiniGPT4
+
+IGNORES_IMAGES_BELOW = 0.01
+"""The shuffled loss must be higher by this part of the loss for the model to count as looking at its images."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Losses in nats per supervised token; `shuffled_loss` is NaN where no two samples could swap images."""
+
+    loss: float
+    shuffled_loss: float
+
+    @property
+    def ignores_images(self) -> bool:
+        """Whether the image-shuffle control failed."""
+        return self.shuffled_loss < self.loss * (1 + IGNORES_IMAGES_BELOW)
+
+
+def shuffle_images(batch: Batch) -> Batch | None:
+    """Return the batch with its images given to other rows, or None if that cannot be done.
+
+    Of all rotations, the one under which most rows get the image of a row with other labels is taken, so that the control
+    is not weakened by rows that happen to say the same.
+    """
+    images = batch.pixel_values if batch.pixel_values is not None else batch.query_features
+    if images is None or len(images) < 2:
+        return None
+    owners = torch.repeat_interleave(torch.arange(len(batch)), batch.images_per_row.cpu())
+    said = [tuple(row[row >= 0].tolist()) for row in batch.labels.cpu()]
+
+    def differing(shift: int) -> int:
+        return sum(said[a] != said[b] for a, b in zip(owners.tolist(), owners.roll(shift).tolist(), strict=True))
+
+    shift = max(range(1, len(images)), key=differing)
+    if not differing(shift):
+        return None
+    name = "pixel_values" if batch.pixel_values is not None else "query_features"
+    return dataclasses.replace(batch, **{name: images.roll(shift, 0)})
+
+
+def validate(model: MiniGPT4, batches: Sequence[Batch], accelerator: Accelerator) -> Validation:
+    """Return the validation losses over `batches`, divided among the ranks."""
+    was_training = model.training
+    model.eval()
+    totals = torch.zeros(2, 2, dtype=torch.float64)
+    for batch in batches[accelerator.process_index :: accelerator.num_processes]:
+        shuffled = shuffle_images(batch)
+        for row, version in enumerate((batch, shuffled)):
+            if version is None:
+                continue
+            with accelerator.autocast():
+                sums, counts = model.losses_per_sample(version.to(accelerator.device))
+            totals[row] += torch.tensor([float(sums.sum()), float(counts.sum())], dtype=torch.float64)
+    model.train(was_training)
+    totals = accelerator.reduce(totals.float().to(accelerator.device), "sum").cpu()
+    loss, shuffled_loss = (float(s / n) if n else math.nan for s, n in totals)
+    return Validation(loss, shuffled_loss)
