@@ -53,14 +53,11 @@ def _report(error: MiniGPT4Error, *, debug: bool) -> None:
 
 def run_job(arguments: argparse.Namespace) -> None:
     """Verbs `train` and `evaluate`: build the runner that the config names, and run it."""
-    from minigpt4.config import load_config, missing_files
+    from minigpt4.config import load_config
     from minigpt4.registry import RUNNERS
 
     config = load_config(arguments.cfg_path, arguments.options)
     config.require("run")
-    missing = missing_files(config)
-    if missing:
-        raise ConfigError(missing)
     RUNNERS.get(config.run.runner).from_config(config).run()
 
 

@@ -31,6 +31,11 @@ def our_name(published: str) -> str:
     return published
 
 
+def is_buffer(published: str) -> bool:
+    """Whether a tensor is a buffer that every model computes itself."""
+    return _BUFFERS.search(published) is not None
+
+
 def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return published tensors under our names, without the buffers that every model computes itself."""
-    return {our_name(name): tensor for name, tensor in tensors.items() if not _BUFFERS.search(name)}
+    return {our_name(name): tensor for name, tensor in tensors.items() if not is_buffer(name)}

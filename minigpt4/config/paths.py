@@ -13,7 +13,6 @@ from minigpt4.registry import nearest
 SHIPPED = "shipped:"
 """Begins a path that is looked for among the files that travel with the package."""
 _PACKAGE = Path(__file__).resolve().parent.parent
-SHIPPED = "shipped:"
 _FOLDERS = ("configs", "eval_configs")
 _SUFFIXES = (".yaml", ".yml")
 
@@ -25,8 +24,10 @@ def shipped(*parts: str) -> Path:
 
 
 def resolve_shipped(path: str) -> Path:
-    """Return the path meant by a config value: `shipped:eval_configs/mini` travels with the package, any other is as given."""
-    return shipped(path.removeprefix(SHIPPED)) if path.startswith(SHIPPED) else Path(path)
+    """Return the path meant by a config value: `shipped:a/b` travels with the package, anything else is as it is."""
+    if path.startswith(SHIPPED):
+        return shipped(*path.removeprefix(SHIPPED).split("/"))
+    return Path(path)
 
 
 def shipped_configs() -> list[str]:
@@ -51,7 +52,7 @@ def find_config(path: str | Path) -> Path:
     if len(name.parts) == 1:
         candidates = [shipped(folder, name.name) for folder in _FOLDERS]
     else:
-        candidates = [shipped(*name.parts)] if name.parts[:1] in {(folder,) for folder in _FOLDERS} else []
+        candidates = [shipped(*name.parts)] if given.parts and given.parts[0] in _FOLDERS else []
     for candidate in candidates:
         if candidate.is_file():
             return candidate
@@ -60,10 +61,3 @@ def find_config(path: str | Path) -> Path:
     hint = f" Did you mean {near!r}?" if near else ""
     found = f"{str(path)!r} is a folder, not a config file." if given.is_dir() else f"no config file {str(path)!r}."
     raise ConfigError(f"{found}{hint} Shipped: {', '.join(known) or 'none'}")
-
-
-def resolve_shipped(path: str) -> Path:
-    """Return the path meant by a config value: `shipped:a/b` travels with the package, anything else is as it is."""
-    if path.startswith(SHIPPED):
-        return shipped(*path.removeprefix(SHIPPED).split("/"))
-    return Path(path)

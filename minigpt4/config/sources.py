@@ -6,6 +6,7 @@ Input: a file and the texts of the options. Output: nested plain values, `${...}
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +97,9 @@ def _parse(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark else str(file)
-        raise ConfigError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        problem = str(getattr(error, "problem", None) or error)
+        hint = "; inside { } and [ ] write '???' in quotes" if "found '?'" in problem else ""
+        raise ConfigError(f"{place}: not valid YAML: {problem}{hint}") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{file}: {first_line(error)}") from error
     return values, places  # type: ignore[return-value]
@@ -133,7 +136,7 @@ def _parents(file: Path, extends: Any, places: dict[str, str]) -> list[Path]:
     names = [extends] if isinstance(extends, str) else extends or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{places['extends']}: extends must be a file or a list of files, found {extends!r}")
-    parents = [file.parent / name for name in names]
+    parents = [Path(os.path.normpath(file.parent / name)) for name in names]
     missing = [
         f"{places['extends']}: extends {name!r}, but there is no file {str(parent)!r}"
         for name, parent in zip(names, parents, strict=True)

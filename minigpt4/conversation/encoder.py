@@ -145,12 +145,17 @@ class ConversationEncoder:
 
     def _isolated(self, dialogue: Dialogue, num_images: int, sample_id: str) -> tuple[list[_Span], list[list[_Span]]]:
         """Return the spans all turns share, and each turn's own: every turn rendered as the first one."""
-        if dialogue.num_image_marks:
-            raise ConversationError(f"{sample_id}: isolated turns share their images; their questions cannot place them")
+        if any(IMAGE_MARK in turn.question for turn in dialogue.turns[1:]):
+            raise ConversationError(
+                f"{sample_id}: a later question places an image; isolated turns share all images",
+                cause="image count",
+            )
+        place_images(dialogue, num_images, sample_id)  # a wrong number of marks is an error here, too
         trunk: list[_Span] = []
         branches: list[list[_Span]] = []
         for turn in dialogue.turns:
-            single = place_images(replace(dialogue, turns=(turn,)), num_images, sample_id)
+            words = replace(turn, question=turn.question.replace(IMAGE_MARK, "").strip())
+            single = place_images(replace(dialogue, turns=(words,)), num_images, sample_id)
             spans = list(self._spans(self.training_template, single))
             cut = max((n for n, span in enumerate(spans) if span.image), default=-1) + 1
             trunk = spans[:cut]

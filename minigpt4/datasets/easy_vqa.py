@@ -146,8 +146,8 @@ def kind_of(question: str, answer: str) -> Kind:
     return "yes/no negated" if _is_negated(question) else "yes/no"
 
 
-def subject_of(asked: Sequence[Question]) -> str:
-    """Return what the questions tell of their image: "a red triangle", "a red shape", "a triangle"."""
+def facts_of(asked: Sequence[Question]) -> tuple[str | None, str | None]:
+    """Return the colour and the shape that an image's questions tell, None for what they leave open."""
     colours: set[str] = set()
     shapes: set[str] = set()
     for question in asked:
@@ -156,8 +156,13 @@ def subject_of(asked: Sequence[Question]) -> str:
             continue
         colours |= {question.answer} & set(COLOURS) or words & set(COLOURS)
         shapes |= {question.answer} & set(SHAPES) or words & set(SHAPES)
-    words_known = [*sorted(colours)[:1], sorted(shapes)[0] if shapes else "shape"]
-    return " ".join(["a", *words_known])
+    return min(colours, default=None), min(shapes, default=None)
+
+
+def subject_of(asked: Sequence[Question]) -> str:
+    """Return what the questions tell of their image: "a red triangle", "a red shape", "a triangle"."""
+    colour, shape = facts_of(asked)
+    return " ".join(["a", *([colour] if colour else []), shape or "shape"])
 
 
 def _is_negated(question: str) -> bool:

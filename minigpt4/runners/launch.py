@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -62,8 +64,18 @@ def restore_random_state(state: dict[str, Any]) -> None:
         torch.get_device_module().set_rng_state(state["accelerator"])
 
 
-def write_log(file: Path) -> None:
-    """Write this process's log to a file, too."""
+@contextmanager
+def log_file(file: Path) -> Iterator[None]:
+    """Write the package's log to a file, too, while the block runs."""
+    package = logging.getLogger("minigpt4")
     handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger("minigpt4").addHandler(handler)
+    level = package.level
+    package.addHandler(handler)
+    package.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+        handler.close()

@@ -30,7 +30,7 @@ from minigpt4.config.sections import RunSection
 from minigpt4.datasets.loader import BatchLoader, StreamPlan, build_loader, fixed_batches
 from minigpt4.datasets.mixture import Mixture
 from minigpt4.errors import CheckpointError, ConfigError, TrainingError
-from minigpt4.runners.launch import build_accelerator, gather_objects, random_state, restore_random_state, write_log
+from minigpt4.runners.launch import build_accelerator, gather_objects, log_file, random_state, restore_random_state
 from minigpt4.runners.metrics import MetricsLog, wanted_trackers
 from minigpt4.runners.progress import Progress, accumulation_steps, start_block
 from minigpt4.runners.schedule import learning_rate
@@ -72,34 +72,42 @@ class TrainRunner:
         Raises:
             MiniGPT4Error: anything that a user can mend.
         """
-        self._set_up()
-        bar = tqdm(
-            initial=self.progress.step, total=self.run_section.total_steps, desc=self.folder.name, unit="step"
-        )
-        batches = iter(self.loader)
-        while self.progress.step < self.run_section.total_steps:
-            self._step(batches)
-            bar.update()
-            if self._due(self.run_section.log_every_steps) or self.progress.step == 1:
-                bar.set_postfix(loss=f"{self._log_step():.4f}")
-            if self._due(self.run_section.validate_every_steps):
-                self._validate()
-            if self._due(self.run_section.save_every_steps):
-                self._save()
-        bar.close()
-        self._finish()
+        resumed = self._resume_point()
+        self._start()
+        with log_file(self.folder / "log.txt") if self.accelerator.is_main_process else nullcontext():
+            self._set_up(resumed)
+            self._train()
+            self._finish()
         return self.loaded
 
-    def _set_up(self) -> None:
-        """Parts, data, optimiser, and where a resumed run left off."""
+    def _train(self) -> None:
+        """All steps that are left."""
         run = self.run_section
-        resumed = self._resume_point()
+        bar = tqdm(initial=self.progress.step, total=run.total_steps, desc=self.folder.name, unit="step")
+        batches = iter(self.loader)
+        while self.progress.step < run.total_steps:
+            self._step(batches)
+            bar.update()
+            if self._due(run.log_every_steps) or self.progress.step in (1, run.total_steps):
+                bar.set_postfix(loss=f"{self._log_step():.4f}")
+            if self._due(run.validate_every_steps):
+                self._validate()
+            if self._due(run.save_every_steps):
+                self._save()
+        bar.close()
+
+    def _start(self) -> None:
+        """Processes, devices, and the run folder."""
+        run = self.run_section
         self.accelerator = build_accelerator(run, wanted_trackers(self.config.tracking), self.folder)
         self.accumulation = accumulation_steps(run, self.accelerator.num_processes)
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
-            write_log(self.folder / "log.txt")
+
+    def _set_up(self, resumed: Path | None) -> None:
+        """Parts, data, optimiser, and where a resumed run left off."""
+        run = self.run_section
         self.loaded = assemble(self.config)
         self.model = self.loaded.model.to(self.accelerator.device).train()
         self.identities = identify(self.model)

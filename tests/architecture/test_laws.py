@@ -45,7 +45,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(("title", "name"), ENTRIES, ids="/".join)
+@pytest.mark.parametrize(("title", "name"), ENTRIES, ids=[f"{title}:{name}" for title, name in ENTRIES])
 def test_every_registry_entry_resolves(title: str, name: str) -> None:
     registry = REGISTRIES[title]
     place = registry._entries[name]

@@ -15,12 +15,14 @@ REQUIRED = re.compile(r"^\S+:\d+: (\S+) is required: set it in the YAML or pass 
 
 def load_with_required(name: str) -> Config:
     """Load a config; where it asks for options, give it what it asks for, and nothing more."""
+    problems: list[str] = []
     try:
         return load_config(name)
     except ConfigError as error:
-        asked = [REQUIRED.match(problem) for problem in error.problems]
-        assert all(asked), str(error)
-        return load_config(name, [f"{match[1]}={_value(match[1])}" for match in asked if match])
+        problems = error.problems
+    asked = {problem: REQUIRED.match(problem) for problem in problems}
+    assert [problem for problem, match in asked.items() if match is None] == []
+    return load_config(name, [f"{match[1]}={_value(match[1])}" for match in asked.values() if match])
 
 
 def _value(option: str) -> str:

@@ -86,6 +86,7 @@ class TestExtends:
             ({"c.yaml": "extends: 3"}, "c.yaml:1: extends must be a file or a list of files, found 3"),
             ({"c.yaml": "extends: [{a: 1}]"}, "extends must be a file or a list of files, found [{'a': 1}]"),
             ({"c.yaml": "run:\n  a: [1\n"}, "c.yaml:3: not valid YAML: expected ',' or ']'"),
+            ({"c.yaml": "run: {seed: ???}\n"}, "inside { } and [ ] write '???' in quotes"),
             ({"c.yaml": "run:\n\tseed: 1\n"}, "c.yaml:2: not valid YAML: "),
             ({"c.yaml": "run: 1\nmodel: 2\nrun: 3\n"}, "c.yaml:3: not valid YAML: found duplicate key run"),
             ({"c.yaml": "- a\n- b\n"}, "c.yaml: the top level must be a mapping of sections, found a list"),

@@ -1,0 +1,107 @@
+"""What many tests need: a tiny model of each kind on disk, made once per session, and a config that trains it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
+
+from tests import REFERENCE
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "white": (250, 250, 250)}
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a LLaMA of some thousand random weights, with the reference set's tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny_llm")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=700,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaTokenizer.from_pretrained(REFERENCE, local_files_only=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an aligned set: twelve plain images, each with its colour as caption."""
+    folder = tmp_path_factory.mktemp("pairs")
+    (folder / "image").mkdir()
+    rows = []
+    for n in range(12):
+        name, colour = list(COLOURS.items())[n % len(COLOURS)]
+        Image.new("RGB", (40 + n, 40), colour).save(folder / "image" / f"{n}.jpg")
+        rows.append({"image_id": str(n), "caption": f"the image is {name} and its number is {n}"})
+    (folder / "filter_cap.json").write_text(json.dumps({"annotations": rows}))
+    return folder
+
+
+@pytest.fixture
+def tiny_values(tiny_llm: Path, pairs: Path, tmp_path: Path) -> dict[str, Any]:
+    """Values of a config that trains a tiny EVA + merge + LLaMA on the pairs, in seconds."""
+    return {
+        "model": {
+            "vision_encoder": {
+                "type": "eva_vit_g",
+                "weights": "random",
+                "image_size": 28,
+                "patch_size": 7,
+                "embed_dim": 16,
+                "depth": 2,
+                "num_heads": 2,
+            },
+            "resampler": {"type": "merge", "neighbours": 4},
+            "language_model": {"path": str(tiny_llm), "dtype": "float32"},
+        },
+        "conversation": {"template": "vicuna_v0", "max_answer_tokens": 40},
+        "datasets": {"train": {"pairs": {"type": "aligned_pairs", "path": str(pairs)}}},
+        "run": {
+            "output_dir": str(tmp_path / "run"),
+            "device": "cpu",
+            "total_steps": 4,
+            "global_batch_size": 4,
+            "batch_size_per_rank": 4,
+            "learning_rate": 1e-2,
+            "warmup_steps": 1,
+            "log_every_steps": 1,
+            "save_every_steps": 2,
+        },
+        "chat": {"max_new_tokens": 5},
+    }
+
+
+@pytest.fixture
+def write_config(tmp_path: Path):
+    """Return a function that writes values as YAML and returns the file."""
+
+    def write(values: dict[str, Any], name: str = "config.yaml") -> Path:
+        file = tmp_path / name
+        file.write_text(yaml.safe_dump(values, sort_keys=False))
+        return file
+
+    return write
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
