@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from minigpt4.errors import AssetError, MissingDependencyError
 
@@ -137,6 +138,21 @@ def resolve(path: str) -> Path:
     if not is_cached(name):
         raise AssetError(f"asset {name!r} is not on this machine yet: python -m minigpt4 assets {name}")
     return _place(name)
+
+
+def missing_assets(values: Any) -> list[str]:
+    """Return the names of the assets that config values mention and that are not in the cache.
+
+    Raises:
+        AssetError: an unknown asset is mentioned.
+    """
+    if isinstance(values, Mapping):
+        values = list(values.values())
+    if isinstance(values, list):
+        return sorted({name for value in values for name in missing_assets(value)})
+    if isinstance(values, str) and values.startswith(PREFIX):
+        return [name for name in expand(values.removeprefix(PREFIX)) if not is_cached(name)]
+    return []
 
 
 def fetch(name: str) -> Path:

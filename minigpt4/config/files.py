@@ -18,13 +18,18 @@ _PATTERN = re.compile(r"[{*?\[]")
 """Where a path stops being one file: `{00000..00099}.tar`, `*.tar`."""
 
 
-def missing_files(config: Config) -> list[str]:
+def missing_files(config: Config, *only: str) -> list[str]:
     """Return one line for each file or folder in `config` that does not exist, with the option that sets it.
 
     Fields declared with `registry.path_field` are looked at; of a pattern, `shards/{000..010}.tar`, the
     folder.
+
+    Args:
+        config: a validated config.
+        only: the sections looked at; all of them if none is named.
     """
-    sections = {spec.name: getattr(config, spec.name) for spec in dataclasses.fields(config)}
+    names = only or tuple(spec.name for spec in dataclasses.fields(config))
+    sections = {name: getattr(config, name) for name in names}
     return [
         f"{option}: there is no file {path!r}: pass --options {option}=PATH"
         for name, section in sections.items()

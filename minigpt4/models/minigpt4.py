@@ -25,6 +25,7 @@ from minigpt4.registry import (
     VISION_ENCODERS,
     Component,
     component,
+    name_field,
     path_field,
 )
 
@@ -33,7 +34,7 @@ from minigpt4.registry import (
 class ModelSection:
     """The parts of the model and what trains."""
 
-    type: str = "minigpt4"
+    type: str = name_field(MODELS, "minigpt4")
     """Name of the model class."""
     vision_encoder: Component = component(VISION_ENCODERS)
     """The image encoder."""
@@ -48,7 +49,7 @@ class ModelSection:
 
     def build(self) -> MiniGPT4:
         """Build the model class named by `type`."""
-        return MODELS.get(self.type).from_config(self)  # type: ignore[attr-defined]
+        return MODELS.get(self.type).from_config(self)
 
 
 class MiniGPT4(nn.Module):

@@ -55,7 +55,7 @@ class EvaluateRunner:
         result = score(asked, answers)
         what = "images of other questions" if self.settings.shuffle_images else "their own images"
         seconds = time.monotonic() - started
-        _log.info("%d questions about %s, %.0f s\n%s", len(asked), what, seconds, result.table())
+        _log.info("%d questions about %s: %.1f %% right, %.0f s", len(asked), what, 100 * result.overall.value, seconds)
         if self.settings.output:
             self._write(Path(self.settings.output), asked, result)
         return result
