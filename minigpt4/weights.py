@@ -132,7 +132,8 @@ def read_tensors(path: str | Path, want: Callable[[str], bool] = lambda name: Tr
 
 
 def _read_pickle(path: Path) -> object:
-    head = path.open("rb").read(512).lstrip().lower()
+    with path.open("rb") as file:
+        head = file.read(512).lstrip().lower()
     if head.startswith((b"<!doctype", b"<html")):
         raise WeightsError(f"{path}: is a web page, not a weight file; download the file itself")
     if head.startswith(b"version https://git-lfs"):
@@ -145,10 +146,11 @@ def _read_pickle(path: Path) -> object:
                 raise
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or ["no reason given"])[0]
         raise WeightsError(f"{path}: refused, it holds more than tensors and plain values: {reason}") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise WeightsError(f"{path}: truncated or not a weight file: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a damaged pickle may raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{path}: truncated or not a weight file: {reason}") from error
 
 
 def _read_safetensors(path: Path, want: Callable[[str], bool]) -> dict[str, Tensor]:
@@ -162,7 +164,11 @@ def _read_safetensors(path: Path, want: Callable[[str], bool]) -> dict[str, Tens
 def _read_folder(folder: Path, want: Callable[[str], bool]) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted({f for name, f in json.loads(index.read_text())["weight_map"].items() if want(name)})
+        try:
+            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{index}: truncated or not an index of weights: {error!r}") from error
+        files = sorted({file for name, file in places if want(name)})
     elif (folder / "model.safetensors").is_file():
         files = ["model.safetensors"]
     else:

@@ -1,7 +1,7 @@
 """The decode loop: from embeds to token ids, for one row or many.
 
-Input: left-padded `inputs_embeds` of the prompts. Output: one token id per row and step. Caches and logits processors are
-transformers'; the loop is ours, because streams and rows that end at different steps need it.
+Input: left-padded `inputs_embeds` of the prompts. Output: one token id per row and step. Caches and logits processors
+are transformers'; the loop is ours, because streams and rows that end at different steps need it.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _chooser(settings: ChatSection, device: torch.device) -> Callable[[list[list
         if not torch.isfinite(logits).all():
             raise TrainingError("the language model's logits are not finite; load it in bfloat16 or float32")
         history = torch.tensor(ids, dtype=torch.long, device=device)
-        scores = processors(history, logits)
+        scores = processors(history, logits)  # type: ignore[arg-type]
         if settings.temperature == 0:
             return scores.argmax(-1)
         return torch.multinomial(scores.softmax(-1), 1, generator=generator).squeeze(1)

@@ -71,8 +71,8 @@ class Engine:
         length, context = len(encoded.input_ids), model.language_model.context_length
         if length + max_new_tokens > context:
             raise ContextLengthError(
-                f"the prompt has {length} tokens and the answer may have {max_new_tokens}, but the language model reads "
-                f"{context}: ask in a new session, or lower chat.max_new_tokens"
+                f"the prompt has {length} tokens and the answer may have {max_new_tokens}, but the language model "
+                f"reads {context}: ask in a new session, or lower chat.max_new_tokens"
             )
         image_embeds = None if features is None else model.project(features)
         tokens = model.language_model.embed(encoded.input_ids.to(model.device).unsqueeze(0))
@@ -97,7 +97,7 @@ class Engine:
             ids.append(token)  # type: ignore[arg-type]
             text, ended = self._text(ids)
             text = text.lstrip()
-            safe = text if ended else self._without_start_of_end_mark(text)
+            safe = text.rstrip() if ended else self._without_start_of_end_mark(text)
             if len(safe) > len(sent) and not safe.endswith(_UNFINISHED):
                 yield safe[len(sent) :]
                 sent = safe

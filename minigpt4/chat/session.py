@@ -62,4 +62,5 @@ class Session:
         """Put the images in front of the first question, unless it places them itself."""
         if self.turns or self.features is None or IMAGE_MARK in question:
             return question
-        return f"{IMAGE_MARK * len(self.features)} {question}"
+        words = f" {question}" if question else ""
+        return IMAGE_MARK * len(self.features) + words

@@ -1,7 +1,7 @@
 """The published names of tensors, and ours.
 
-With `models/resampler.py`, which reads BLIP-2's Q-Former file, the only place that knows `visual_encoder`, `Qformer` and
-`llama_model`.
+With `models/resampler.py`, which reads BLIP-2's Q-Former file, the only place that knows `visual_encoder`, `Qformer`
+and `llama_model`.
 """
 
 from __future__ import annotations

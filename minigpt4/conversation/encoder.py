@@ -18,7 +18,7 @@ from minigpt4.batch import IGNORE
 from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue, place_images
 from minigpt4.conversation.templates import OWN, Template, get_template, published_chat, published_training
 from minigpt4.conversation.tokenizer import Run, TextTokenizer
-from minigpt4.errors import ConversationError
+from minigpt4.errors import ConfigError, ConversationError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,11 @@ class ConversationEncoder:
         # The end mark as it is tokenised behind a word, not at the start of a segment.
         glued = tokenizer.encode([("a", False), (template.end, True)])
         self.end_ids = glued[len(tokenizer.encode([("a", False)])) :]
+        if settings.max_answer_tokens <= len(self.end_ids):
+            raise ConfigError(
+                f"conversation.max_answer_tokens: {settings.max_answer_tokens} leaves no room for an answer beside the "
+                f"end mark {template.end!r}, which is {len(self.end_ids)} token(s)"
+            )
 
     def encode(self, dialogue: Dialogue, *, num_images: int, sample_id: str) -> Encoded:
         """Encode a dialogue to learn from.
@@ -108,8 +113,17 @@ class ConversationEncoder:
         """Encode a dialogue whose last turn the model is to answer.
 
         With `compat: ours` the ids equal those that `encode` gives the same dialogue, up to the answer.
+
+        Raises:
+            ConversationError: marks and images differ in number, or there is nothing to encode.
         """
-        return self._join(list(self._spans(self.chat_template, place_images(dialogue, num_images, sample_id))), [])
+        if not dialogue.turns:
+            raise ConversationError(f"{sample_id}: there is no turn to answer", cause="no question")
+        placed = place_images(dialogue, num_images, sample_id)
+        encoded = self._join(list(self._spans(self.chat_template, placed)), [])
+        if not len(encoded.input_ids):
+            raise ConversationError(f"{sample_id}: the prompt is empty; ask a question or give an image", cause="empty")
+        return encoded
 
     def cut_answer(self, text: str) -> tuple[str, bool]:
         """Return `text` up to the end mark, and whether the mark was there."""
@@ -183,11 +197,16 @@ class ConversationEncoder:
         ids = [i for span, _ in flat for i in span.ids]
         labels = [i if span.learnt else IGNORE for span, _ in flat for i in span.ids]
         image = [span.image for span, _ in flat for _ in span.ids]
-        branch_ids = torch.tensor([n for span, n in flat for _ in span.ids])
+        branch_ids = torch.tensor([n for span, n in flat for _ in span.ids], dtype=torch.long)
         positions = torch.arange(len(ids))
         trunk_length = int((branch_ids == 0).sum())
         for n in range(1, len(branches) + 1):
             own = branch_ids == n
             positions[own] = torch.arange(trunk_length, trunk_length + int(own.sum()))
-        return Encoded(torch.tensor(ids), torch.tensor(labels), torch.tensor(image), positions, branch_ids)
-
+        return Encoded(
+            torch.tensor(ids, dtype=torch.long),
+            torch.tensor(labels, dtype=torch.long),
+            torch.tensor(image, dtype=torch.bool),
+            positions,
+            branch_ids,
+        )

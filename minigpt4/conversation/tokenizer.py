@@ -29,8 +29,10 @@ class TextTokenizer:
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
         specials = {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values())}
-        self._specials = re.compile("|".join(re.escape(s) for s in sorted(specials, key=len, reverse=True) if s) or r"(?!)")
+        spelt = (re.escape(s) for s in sorted(specials, key=len, reverse=True) if s)
+        self._specials = re.compile("|".join(spelt) or r"(?!)")
         self._special_ids = set(tokenizer.all_special_ids)
+        self._guard_added_tokens()
 
     @classmethod
     def from_path(cls, path: str | Path) -> TextTokenizer:
@@ -93,8 +95,8 @@ class TextTokenizer:
         prompt = self._between(turns[:1], (question,), open_answer=True)[1]
         if prompt != after:
             raise ConversationError(
-                f"the tokenizer's chat template writes {prompt!r} before an answer to come and {after!r} before a given "
-                "one; a model trained on one would not know the other. Set conversation.template to a built-in one"
+                f"the tokenizer's chat template writes {prompt!r} before an answer to come and {after!r} before a "
+                "given one; a model trained on one would not know the other. Set conversation.template to a built-in one"
             )
         end = self._end_mark(tail)
         if not between.startswith(end):
@@ -115,8 +117,20 @@ class TextTokenizer:
             starts_with_bos=False,
         )
 
+    def _guard_added_tokens(self) -> None:
+        """Let content spell added tokens, too, without becoming them.
+
+        Some models declare their turn marks as added tokens that are not special; `split_special_tokens` alone would
+        let a user type them. Runs of blanks, which some vocabularies add as tokens, stay what they are.
+        """
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        added = self.tokenizer.added_tokens_decoder.values()
+        marks = [token for token in added if not token.special and token.content.strip()]
+        if backend is not None and marks:
+            backend.add_special_tokens(marks)
+
     def _end_mark(self, tail: str) -> str:
-        """Return what closes an answer: up to the first special token of `tail`, or all of it without trailing space."""
+        """Return what closes an answer: up to the first special token of `tail`, else `tail` without trailing space."""
         match = self._specials.search(tail)
         return tail[: match.end()] if match else tail.rstrip()
 

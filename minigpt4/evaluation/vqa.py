@@ -1,8 +1,8 @@
 """Visual question answering: ask each question alone, compare the answer with the known one.
 
 Input: questions, their images, and the answers a model gave. Output: `VqaScore`, in all and by kind of question, with
-95 % intervals. The shuffle control asks about an image of another colour and shape and keeps the original answers: a model
-that looks at its images falls to chance, one that reads answers off the text scores the same as before.
+95 % intervals. The shuffle control asks about an image of another colour and shape and keeps the original answers: a
+model that looks at its images falls to chance, one that reads answers off the text scores the same as before.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Rate:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{100 * self.value:5.1f} %  ({self.right} of {self.asked}; 95 % interval {100 * low:.1f} to {100 * high:.1f})"
+        interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+        return f"{100 * self.value:5.1f} %  ({self.right} of {self.asked}; {interval})"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class VqaScore:
 
 def normalise(text: str) -> str:
     """Return an answer for comparison: lower case, no final full stop, single blanks."""
-    return re.sub(r"\s+", " ", text).strip().rstrip(".").lower()
+    return re.sub(r"\s+", " ", text).strip().rstrip(". ").lower()
 
 
 def score(questions: Sequence[Asked], answers: Sequence[str]) -> VqaScore:

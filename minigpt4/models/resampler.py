@@ -21,7 +21,6 @@ from minigpt4.models.vision import VisionEncoder
 from minigpt4.registry import path_field
 from minigpt4.weights import RANDOM, load_strict, read_tensors
 
-
 _TEXT_BRANCH = re.compile(r"qformer\.(embeddings\.(word|position)_|encoder\.layer\.\d+\.(intermediate|output)\.)")
 
 

@@ -22,7 +22,9 @@ def splice(token_embeds: Tensor, image_embeds: Tensor | None, image_mask: Tensor
     places = int(image_mask.sum())
     found = 0 if image_embeds is None else image_embeds.shape[0] * image_embeds.shape[1]
     if places != found:
-        raise DataError(f"the rows have {places} image positions, but the images make {found} embeds", cause="image count")
+        raise DataError(
+            f"the rows have {places} image positions, but the images make {found} embeds", cause="image count"
+        )
     if image_embeds is None:
         return token_embeds
     return token_embeds.masked_scatter(image_mask.unsqueeze(-1), image_embeds.to(token_embeds.dtype))
