@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 an error the message explains, 130 interrupted. Wrong usage exits with 2.
     """
     arguments = _parser().parse_args(argv)
-    _set_up_logging()
+    set_up_logging()
     try:
         arguments.verb(arguments)
     except MiniGPT4Error as error:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _set_up_logging() -> None:
+def set_up_logging() -> None:
     """Show the package's log on standard error, without the libraries' chatter."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -112,7 +112,8 @@ def fetch_assets(arguments: argparse.Namespace) -> None:
     from minigpt4.assets import expand, fetch
 
     for name in dict.fromkeys(each for given in arguments.names for each in expand(given)):
-        print(f"{name}: {fetch(name)}", flush=True)
+        path = fetch(name)
+        print(path if arguments.path else f"{name}: {path}", flush=True)
 
 
 def list_names(_arguments: argparse.Namespace) -> None:
@@ -150,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
 
     assets = verbs.add_parser("assets", help="fetch weights and data sets by name", parents=[common])
     assets.add_argument("names", nargs="+", metavar="NAME", help="an asset, or a set of them such as mini")
+    assets.add_argument("--path", action="store_true", help="print only the paths")
     assets.set_defaults(verb=fetch_assets)
 
     names = verbs.add_parser("list", help="show every name a config may use", parents=[common])

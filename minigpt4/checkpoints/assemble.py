@@ -109,7 +109,7 @@ def assemble(config: Config) -> LoadedModel:
 
 
 def check_files(config: Config, *only: str) -> None:
-    """Raise ConfigError naming every file and asset that the sections `only` (all if none) need and that is not here."""
+    """Raise ConfigError naming every file and asset that is not here, of the sections `only` or of all."""
     sections = {name: config.values.get(name) for name in only} if only else config.values
     problems = missing_files(config, *only)
     absent = missing_assets(sections)

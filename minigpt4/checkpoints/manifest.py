@@ -122,5 +122,6 @@ def check_parts(manifest: Manifest, model: MiniGPT4, place: str) -> None:
         if theirs.fingerprint != ours.fingerprint:
             raise CheckpointError(
                 f"{place}: trained with another {name}: of the same size, but its weights differ "
-                f"(fingerprint {theirs.fingerprint}, from {theirs.source!r}; yours {ours.fingerprint}, from {ours.source!r})"
+                f"(fingerprint {theirs.fingerprint}, from {theirs.source!r}; "
+                f"yours {ours.fingerprint}, from {ours.source!r})"
             )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -65,7 +66,7 @@ class CheckpointStore:
                 shutil.rmtree(final)
             partial.replace(final)
             self._point_latest(final.name)
-        except OSError as error:
+        except (OSError, SafetensorError, RuntimeError) as error:  # a full disk is a RuntimeError to torch
             raise CheckpointError(f"{final}: cannot be written: {error}") from error
         self._drop_old()
         return final

@@ -77,7 +77,7 @@ class ConversationEncoder:
         # The end mark as it is tokenised behind a word, not at the start of a segment.
         glued = tokenizer.encode([("a", False), (template.end, True)])
         self.end_ids = glued[len(tokenizer.encode([("a", False)])) :]
-        if settings.max_answer_tokens <= len(self.end_ids):
+        if self.keeps_end_mark and settings.max_answer_tokens <= len(self.end_ids):
             raise ConfigError(
                 f"conversation.max_answer_tokens: {settings.max_answer_tokens} leaves no room for an answer beside the "
                 f"end mark {template.end!r}, which is {len(self.end_ids)} token(s)"

@@ -96,7 +96,8 @@ class TextTokenizer:
         if prompt != after:
             raise ConversationError(
                 f"the tokenizer's chat template writes {prompt!r} before an answer to come and {after!r} before a "
-                "given one; a model trained on one would not know the other. Set conversation.template to a built-in one"
+                "given one; a model trained on one would not know the other. Set conversation.template to a built-in "
+                "one"
             )
         end = self._end_mark(tail)
         if not between.startswith(end):

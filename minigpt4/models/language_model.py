@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,12 +92,12 @@ class LanguageModel(nn.Module):
     @property
     def hidden_size(self) -> int:
         """Dl."""
-        return self.model.get_input_embeddings().weight.shape[1]
+        return self._embedding.shape[1]
 
     @property
     def vocab_size(self) -> int:
         """V, the rows of the input embedding."""
-        return self.model.get_input_embeddings().weight.shape[0]
+        return self._embedding.shape[0]
 
     @property
     def context_length(self) -> int:
@@ -107,7 +107,11 @@ class LanguageModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the embeddings, and so of what goes through the model."""
-        return self.model.get_input_embeddings().weight.dtype
+        return self._embedding.dtype
+
+    @property
+    def _embedding(self) -> Tensor:
+        return cast(Tensor, self.model.get_input_embeddings().weight)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the token embeds (B, T, Dl) of `input_ids` (B, T)."""
@@ -148,8 +152,8 @@ class LanguageModel(nn.Module):
 def _only_at(head: nn.Module, at: Tensor) -> Any:
     """Make `head` compute only the rows of `at`, until the returned handle is removed.
 
-    The full logits of a batch are its largest tensor by far. Cutting at the head's input, and not after the body, leaves
-    each family's own scaling and capping of logits in place.
+    The full logits of a batch are its largest tensor by far. Cutting at the head's input, and not after the body,
+    leaves each family's own scaling and capping of logits in place.
     """
     return head.register_forward_pre_hook(lambda _, args: (args[0][at].unsqueeze(0), *args[1:]))
 
@@ -163,19 +167,17 @@ def load_causal_lm(path: Path, dtype: str, attn_implementation: str = "sdpa") ->
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attn_implementation}
     folder = path
     if path.suffix == ".gguf":
-        folder, options = path.parent, {
-            **options,
-            "gguf_file": path.name,
-            "quantization_config": GgufConfig(dequantize=True),
-        }
+        folder = path.parent
+        options |= {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
     elif not (path / "config.json").is_file():
         raise WeightsError(f"{path}: no config.json there; give a folder saved by transformers, or a .gguf file")
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, **options
         )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except Exception as error:  # damaged files raise whatever the library below transformers raises
         raise WeightsError(f"{path}: cannot be loaded as a causal language model: {error}") from error
+    model, info = loaded
     if info["missing_keys"] or info["mismatched_keys"]:
         lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         raise WeightsError(f"{path}: {len(lacking)} tensors missing or misshapen, the first: {', '.join(lacking[:5])}")

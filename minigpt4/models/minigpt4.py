@@ -85,9 +85,9 @@ class MiniGPT4(nn.Module):
         """Set training mode on what trains; frozen parts stay in eval, so that their dropout stays off."""
         super().train(False)
         self.training = mode
-        for name, part in self.named_children():
-            learns = name in self.trainable or (name == "language_model" and "lora" in self.trainable)
-            part.train(mode and learns)
+        for name, module in self.named_modules():
+            if name and part_of(f"{name}.") in self.trainable:
+                module.training = mode
         return self
 
     @property
@@ -100,19 +100,31 @@ class MiniGPT4(nn.Module):
         """Where the model is."""
         return self.llama_proj.weight.device
 
+    def learnt_names(self) -> set[str]:
+        """Return the names of the tensors that training sets: what has a gradient, and what was calibrated."""
+        return {name for name, p in self.named_parameters() if p.requires_grad} | {
+            f"resampler.{name}" for name in self.resampler.calibrated
+        }
+
     def trained_state(self) -> dict[str, Tensor]:
-        """Return the tensors that training changes, by name."""
-        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        """Return the tensors that training sets, by name."""
+        learnt = self.learnt_names()
+        return {name: tensor.detach() for name, tensor in self.state_dict().items() if name in learnt}
 
     def frozen_tensors(self, part: str) -> list[tuple[str, Tensor]]:
         """Return the frozen parameters and buffers of a part, for its fingerprint."""
-        module = getattr(self, part)
-        learning = {n for n, p in self.named_parameters() if p.requires_grad}
+        learnt = self.learnt_names()
         return [
             (name, tensor)
-            for name, tensor in module.state_dict().items()
-            if f"{part}.{name}" not in learning and part_of(f"{part}.{name}") != "lora"
+            for name, tensor in getattr(self, part).state_dict().items()
+            if f"{part}.{name}" not in learnt and part_of(f"{part}.{name}") != "lora"
         ]
+
+    @torch.no_grad()
+    def calibrate(self, pixel_values: Tensor) -> None:
+        """Take the statistics that the resampler wants, from training images (I, 3, H, W)."""
+        if self.resampler.calibrated:
+            self.resampler.calibrate(self.vision_encoder(pixel_values))
 
     def query_features(self, pixel_values: Tensor) -> Tensor:
         """Return (I, Q, Dq) for `pixel_values` (I, 3, H, W); without gradient where both parts are frozen."""

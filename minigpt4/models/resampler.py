@@ -21,15 +21,28 @@ from minigpt4.models.vision import VisionEncoder
 from minigpt4.registry import path_field
 from minigpt4.weights import RANDOM, load_strict, read_tensors
 
+WHITENING_FLOOR = 1e-3
+"""Added to every variance before whitening, in units of the largest one."""
 _TEXT_BRANCH = re.compile(r"qformer\.(embeddings\.(word|position)_|encoder\.layer\.\d+\.(intermediate|output)\.)")
 
 
 class Resampler(nn.Module):
-    """What every resampler offers."""
+    """What every resampler offers.
+
+    Attributes:
+        num_query_tokens: Q.
+        feature_dim: Dq.
+        weights_source: where its weights came from.
+        calibrated: names of buffers that `calibrate` sets from training images; they are saved with what was trained.
+    """
 
     num_query_tokens: int
     feature_dim: int
     weights_source: str = ""
+    calibrated: tuple[str, ...] = ()
+
+    def calibrate(self, patch_features: Tensor) -> None:
+        """Set the buffers named in `calibrated` from the patch features (I, P, Dv) of training images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +164,9 @@ class PoolConfig:
     """Rows and columns of the grid; Q is its square."""
     position_features: bool = True
     """Append a one-hot of the cell to its features, so that `llama_proj` has a bias of its own for each cell."""
+    whiten: bool = False
+    """Decorrelate the features by their statistics over training images, taken once before the first step. A fixed linear
+    map, so nothing new can be expressed; but what varies little, such as colour beside shape, is learnt far sooner."""
 
 
 class Pool(Resampler):
@@ -162,12 +178,17 @@ class Pool(Resampler):
         super().__init__()
         if config.grid > min(vision_encoder.grid):
             raise ConfigError(f"model.resampler.grid: {config.grid} is finer than the encoder's {vision_encoder.grid}")
+        width = vision_encoder.feature_dim
         self.prefix = vision_encoder.num_prefix_tokens
         self.patch_grid = vision_encoder.grid
         self.cells = config.grid
         self.position_features = config.position_features
         self.num_query_tokens = config.grid**2
-        self.feature_dim = vision_encoder.feature_dim + (self.num_query_tokens if config.position_features else 0)
+        self.feature_dim = width + (self.num_query_tokens if config.position_features else 0)
+        if config.whiten:
+            self.calibrated = ("mean", "whitening")
+            self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("whitening", torch.eye(width))
 
     @classmethod
     def from_config(cls, config: PoolConfig, vision_encoder: VisionEncoder) -> Pool:
@@ -176,13 +197,31 @@ class Pool(Resampler):
 
     def forward(self, patch_features: Tensor) -> Tensor:
         """Return `query_features` (I, grid * grid, Dv [+ Q]), float32, cells row by row."""
-        images, _, width = patch_features.shape
-        maps = patch_features[:, self.prefix :].transpose(1, 2).reshape(images, width, *self.patch_grid).float()
-        cells = F.adaptive_avg_pool2d(maps, self.cells).flatten(2).transpose(1, 2)
-        cells = F.layer_norm(cells, (width,))
+        cells = self._cells(patch_features)
+        images, _, width = cells.shape
+        if self.calibrated:
+            cells = (cells - self.mean) @ self.whitening
         if not self.position_features:
             return cells
-        # A one-hot as long as a normalised feature is wide would drown in it: its scale is sqrt(width) / 5.
-        scale = math.sqrt(width) / 5
-        places = scale * torch.eye(self.num_query_tokens, device=cells.device, dtype=cells.dtype)
+        # As long as a feature vector, or the cell's bias would learn that much slower than its features.
+        places = math.sqrt(width) * torch.eye(self.num_query_tokens, device=cells.device, dtype=cells.dtype)
         return torch.cat([cells, places.expand(images, -1, -1)], dim=-1)
+
+    @torch.no_grad()
+    def calibrate(self, patch_features: Tensor) -> None:
+        """Set mean and ZCA whitening from training images; directions that hardly vary are damped, not blown up."""
+        if not self.calibrated:
+            return
+        cells = self._cells(patch_features).flatten(0, 1)
+        mean = cells.mean(0)
+        centred = cells - mean
+        variances, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
+        scale = (variances.clamp(min=0) + WHITENING_FLOOR * variances.max()).rsqrt()
+        self.mean.copy_(mean)
+        self.whitening.copy_(directions @ torch.diag(scale) @ directions.T)
+
+    def _cells(self, patch_features: Tensor) -> Tensor:
+        """Return the layer-normalised mean of each cell (I, grid * grid, Dv)."""
+        images, _, width = patch_features.shape
+        maps = patch_features[:, self.prefix :].transpose(1, 2).reshape(images, width, *self.patch_grid).float()
+        return F.layer_norm(F.adaptive_avg_pool2d(maps, self.cells).flatten(2).transpose(1, 2), (width,))

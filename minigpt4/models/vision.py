@@ -7,17 +7,20 @@ Input: `pixel_values` (I, 3, H, W), normalised as the encoder's own `image_spec`
 
 from __future__ import annotations
 
+import difflib
+import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.data.config import resolve_model_data_config
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from minigpt4.assets import resolve
-from minigpt4.errors import WeightsError
+from minigpt4.errors import ConfigError, UnknownNameError
 from minigpt4.processors.image import ImageSpec
 from minigpt4.registry import path_field
 from minigpt4.weights import RANDOM, in_order, load_strict, read_tensors
@@ -124,11 +127,10 @@ class EvaViTG(VisionEncoder):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Return `patch_features` (I, 1 + P, Dv), in the precision of the weights."""
-        tokens = self.vit.forward_features(pixel_values.to(self.vit.pos_embed.dtype))
+        tokens = self.vit.forward_features(pixel_values.to(next(self.vit.parameters()).dtype))
         norm = self.ln_vision
-        return F.layer_norm(
-            tokens.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
-        ).to(tokens.dtype)
+        normed = F.layer_norm(tokens.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+        return normed.to(tokens.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,22 +164,28 @@ class TimmEncoder(VisionEncoder):
 
     def __init__(self, config: TimmConfig) -> None:
         super().__init__()
-        try:
-            size = {"img_size": config.image_size} if config.image_size and _takes_image_size(config.name) else {}
-            self.backbone = timm.create_model(config.name, pretrained=False, num_classes=0, global_pool="", **size)
-        except RuntimeError as error:
-            near = ", ".join(timm.list_models(f"*{config.name.split('_')[0]}*")[:8])
-            raise WeightsError(f"timm has no model {config.name!r}. Alike: {near or 'none'}") from error
-        own = timm.data.resolve_model_data_config(self.backbone)
+        _check(config)
+        size: dict[str, Any] = {}
+        if config.image_size and _takes_image_size(config.name):
+            size["img_size"] = config.image_size
+        self.backbone: Any = timm.create_model(config.name, pretrained=False, num_classes=0, global_pool="", **size)
+        own = resolve_model_data_config(self.backbone)
         side = config.image_size or own["input_size"][1]
         self.levels = list(config.feature_levels)
         self.image_spec = ImageSpec(
             side, side, tuple(config.mean or own["mean"]), tuple(config.std or own["std"]), "bicubic"
         )
-        with torch.no_grad():
-            features = self.eval()._maps(torch.zeros(1, 3, side, side))
+        try:
+            with torch.no_grad():
+                features = self.eval()._maps(torch.zeros(1, 3, side, side))
+        except (AssertionError, AttributeError, IndexError, RuntimeError) as error:
+            raise ConfigError(
+                f"model.vision_encoder: {config.name} gives no feature maps for image_size {side} and feature_levels "
+                f"{self.levels}: {error}"
+            ) from error
         self.feature_dim = sum(level.shape[1] for level in features)
-        self.grid = tuple(min((level.shape[2:] for level in features), key=lambda hw: hw[0] * hw[1]))
+        rows, columns = min((level.shape[2:] for level in features), key=lambda hw: hw[0] * hw[1])
+        self.grid = (rows, columns)
 
     @classmethod
     def from_config(cls, config: TimmConfig) -> TimmEncoder:
@@ -190,6 +198,9 @@ class TimmEncoder(VisionEncoder):
             if config.weights_match == "order":
                 tensors = in_order(whole, tensors, path)
             head = whole.state_dict().keys() - encoder.backbone.state_dict().keys()
+            if "norm.weight" not in tensors and "norm.weight" in encoder.backbone.state_dict():
+                # Backbones made for average pooling have their last norm behind the pooling; here it is per patch.
+                tensors = {re.sub(r"^fc_norm\.", "norm.", name): tensor for name, tensor in tensors.items()}
             load_strict(encoder.backbone, tensors, source=path, ignore=lambda name: name in head)
             encoder.weights_source = config.weights
         encoder.to(getattr(torch, config.dtype))
@@ -212,6 +223,19 @@ class TimmEncoder(VisionEncoder):
             intermediates_only=True,
             output_fmt="NCHW",
         )
+
+
+def _check(config: TimmConfig) -> None:
+    """Raise UnknownNameError or ConfigError for a backbone or a normalisation that cannot be."""
+    name, _, tag = config.name.partition(".")
+    tags = [tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{name}.*")]
+    if not timm.is_model(name) or (tag and tag not in tags):
+        known = [f"{name}.{t}" for t in tags] if timm.is_model(name) else timm.list_models()
+        near = difflib.get_close_matches(config.name, known, n=5, cutoff=0.5)
+        raise UnknownNameError(f"timm has no model {config.name!r}. Alike: {', '.join(near) or 'none'}")
+    for field_, values in (("mean", config.mean), ("std", config.std)):
+        if len(values) not in (0, 3):
+            raise ConfigError(f"model.vision_encoder.{field_}: {len(values)} values; give one for each of R, G and B")
 
 
 def _takes_image_size(name: str) -> bool:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from accelerate.utils import tqdm
 
@@ -22,7 +23,7 @@ from minigpt4.evaluation.section import EvaluationSection
 from minigpt4.evaluation.vqa import Asked, VqaScore, draw, score, with_other_images
 
 _log = logging.getLogger(__name__)
-SPLIT = "test"
+SPLIT: Literal["test"] = "test"
 
 
 class EvaluateRunner:

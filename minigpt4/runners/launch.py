@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
 
 from minigpt4.config.sections import RunSection
@@ -27,10 +28,12 @@ def build_accelerator(run: RunSection, trackers: list[str], folder: Path) -> Acc
         TrainingError: torchrun started more processes than accelerate sees, so that each would train alone.
     """
     device = choose_device(run.device)
+    # Accelerate keeps its first settings for the life of the process; a notebook's second run may want others.
+    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=choose_precision(run.precision, device),
-        log_with=trackers or None,  # type: ignore[arg-type]
+        log_with=trackers or None,
         project_dir=str(folder) if trackers else None,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=run.collective_timeout_seconds))],
     )
@@ -41,6 +44,21 @@ def build_accelerator(run: RunSection, trackers: list[str], folder: Path) -> Acc
     if not accelerator.is_main_process:
         logging.getLogger("minigpt4").setLevel(logging.WARNING)
     return accelerator
+
+
+def recompute_activations(model: torch.nn.Module) -> None:
+    """Make a transformers model recompute the activations of its layers in the backward pass.
+
+    A layer does so only while its own flag says `training`, and a frozen model is in eval mode: so the flag is set on
+    the layers that know the feature, and on nothing inside them, where it would turn dropout on. `train` and `eval`
+    undo it.
+    """
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # new and old name in transformers
+    enable: Callable[[], None] = next(getattr(model, name) for name in names if hasattr(model, name))
+    enable()
+    for layer in model.modules():
+        if getattr(layer, "gradient_checkpointing", False):
+            layer.training = True
 
 
 def gather_objects(accelerator: Accelerator, value: Any) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def wanted_trackers(tracking: TrackingSection) -> list[str]:
     """
     names = [name for name in ("wandb", "tensorboard") if getattr(tracking, name)]
     for name in names:
-        if importlib.util.find_spec(name) is None:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # a mere folder of that name, as `wandb` leaves behind, has no origin
             raise MissingDependencyError(name, f"tracking.{name}", name)
     return names
 
@@ -39,21 +41,23 @@ class MetricsLog:
         """Open the trackers."""
         if not self.accelerator.log_with:
             return
-        init: dict[str, Any] = {"wandb": {"name": tracking.run_name or run_name}} if tracking.wandb else {}
+        wandb = {"name": tracking.run_name or run_name, "dir": str(self.file.parent)}
+        init: dict[str, Any] = {"wandb": wandb} if tracking.wandb else {}
         flat = {key: value for key, value in _flat(config) if isinstance(value, (int, float, str, bool))}
         self.accelerator.init_trackers(tracking.project, config=flat, init_kwargs=init)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Write the numbers of a step."""
+        """Write the numbers of a step; what is not finite is null in the file, since JSON has no word for it."""
         if self.accelerator.is_main_process:
+            plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
             with self.file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps({"step": step, **values}) + "\n")
+                out.write(json.dumps({"step": step, **plain}) + "\n")
         numbers = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         if self.accelerator.log_with:
             self.accelerator.log(numbers, step=step)
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines of later steps, which a resumed run is about to write again; also a line cut by a kill."""
+        """Drop the lines of steps after `step`, which are about to be written again; also a line cut by a kill."""
         if not self.accelerator.is_main_process or not self.file.is_file():
             return
         kept = [line for line in self.file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]

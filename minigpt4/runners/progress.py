@@ -1,7 +1,9 @@
-"""How far a run is: counters that are saved, and the block of text at its start."""
+"""How far a run is: counters that are saved, sums since the last line of metrics, and the block at its start."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,6 +22,7 @@ class Progress:
 
     Attributes:
         step: optimiser steps done.
+        batches: batches that each rank has consumed.
         samples: training samples seen.
         tokens: supervised tokens seen.
         skipped: samples left out, by cause.
@@ -27,6 +30,7 @@ class Progress:
     """
 
     step: int = 0
+    batches: int = 0
     samples: int = 0
     tokens: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
@@ -48,9 +52,46 @@ class Progress:
         if read >= CHECK_SKIPS_FROM and skipped > limit * read:
             causes = ", ".join(f"{cause}: {count}" for cause, count in self.skipped.most_common())
             raise TrainingError(
-                f"{skipped} of {read} samples had to be skipped ({causes}), more than run.max_skipped_fraction {limit}; "
-                "the log has the first of each cause"
+                f"{skipped} of {read} samples had to be skipped ({causes}), more than run.max_skipped_fraction "
+                f"{limit}; the log has the first of each cause"
             )
+
+
+@dataclass
+class Window:
+    """What happened since the last line of metrics; saved, so that a resumed run writes the very same lines.
+
+    Attributes:
+        loss: summed loss of the steps whose loss was finite.
+        tokens: their supervised tokens.
+        norm: gradient norm of the last step, before clipping.
+        rate: learning rate of the last step.
+        nonfinite_in_a_row: steps left out since the last good one.
+        started: when the window was opened, on the monotonic clock in seconds.
+    """
+
+    loss: float = 0.0
+    tokens: float = 0.0
+    norm: float = 0.0
+    rate: float = 0.0
+    nonfinite_in_a_row: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def mean_loss(self) -> float:
+        """Nats per supervised token; NaN if no step had a finite loss."""
+        return self.loss / self.tokens if self.tokens else math.nan
+
+    def add(self, loss: float, tokens: float, norm: float, rate: float) -> None:
+        """Add a step; a loss that is not finite does not count."""
+        if math.isfinite(loss):
+            self.loss += loss
+            self.tokens += tokens
+        self.norm, self.rate = norm, rate
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values to save; the clock of another process means nothing."""
+        return {name: value for name, value in asdict(self).items() if name != "started"}
 
 
 def start_block(model: MiniGPT4, run: RunSection, world_size: int, accumulation: int, precision: str) -> str:
@@ -63,7 +104,7 @@ def start_block(model: MiniGPT4, run: RunSection, world_size: int, accumulation:
     lines.append(f"{'together':<16}{total[0]:>15,}{total[1]:>17,}")
     lines.append(
         f"global batch {run.global_batch_size} = {run.batch_size_per_rank} per rank x {world_size} rank(s) x "
-        f"{accumulation} accumulated; {run.total_steps} steps; {precision}; run folder {run.output_dir}"
+        f"{accumulation} accumulated; {run.total_steps} steps; {'fp32' if precision == 'no' else precision}; run folder {run.output_dir}"
     )
     return "\n".join(lines)
 

@@ -1,8 +1,8 @@
 """The `train` runner: both stages, on one CPU or many GPUs.
 
-Input: a `Config`. Output: the run folder with `config.yaml`, `metrics.jsonl`, `log.txt` and `checkpoints/`. The same for
-`python train.py`, `torchrun train.py` and a notebook. The loss of a step is the sum over all supervised tokens of all ranks
-and accumulated batches, divided by their number.
+Input: a `Config`. Output: the run folder with `config.yaml`, `metrics.jsonl`, `log.txt` and `checkpoints/`. The same
+for `python train.py`, `torchrun train.py` and a notebook. The loss of a step is the sum over all supervised tokens of
+all ranks and accumulated batches, divided by their number.
 """
 
 from __future__ import annotations
@@ -14,26 +14,24 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils import tqdm
 from torch import Tensor
 
-from minigpt4 import __version__
 from minigpt4.batch import Batch
 from minigpt4.checkpoints.assemble import LoadedModel, assemble
-from minigpt4.checkpoints.manifest import FORMAT, Manifest, PartIdentity, identify
-from minigpt4.checkpoints.store import CheckpointStore, read_state, read_trained
-from minigpt4.config import Config, missing_files
+from minigpt4.checkpoints.manifest import identify
+from minigpt4.checkpoints.store import CheckpointStore
+from minigpt4.config import Config
 from minigpt4.config.sections import RunSection
-from minigpt4.datasets.loader import BatchLoader, StreamPlan, build_loader, fixed_batches
-from minigpt4.datasets.mixture import Mixture
-from minigpt4.errors import CheckpointError, ConfigError, TrainingError
-from minigpt4.runners.launch import build_accelerator, gather_objects, log_file, random_state, restore_random_state
+from minigpt4.errors import ConfigError, TrainingError
+from minigpt4.runners.launch import build_accelerator, gather_objects, log_file, recompute_activations
 from minigpt4.runners.metrics import MetricsLog, wanted_trackers
-from minigpt4.runners.progress import Progress, accumulation_steps, start_block
+from minigpt4.runners.prepare import calibrate, check_run, parameter_groups, training_batches, validation_batches
+from minigpt4.runners.progress import Progress, Window, accumulation_steps, start_block
 from minigpt4.runners.schedule import learning_rate
+from minigpt4.runners.snapshot import RunState, Snapshots
 from minigpt4.runners.validation import Validation, validate
 
 _log = logging.getLogger(__name__)
@@ -47,7 +45,13 @@ class TrainRunner:
         self.run_section: RunSection = config.run
         self.folder = Path(self.run_section.output_dir)
         self.store = CheckpointStore(self.folder / "checkpoints", self.run_section.keep_last)
-        self.progress = Progress()
+        self.state = RunState()
+        self._skipped: Counter[str] = Counter()
+
+    @property
+    def progress(self) -> Progress:
+        """Counters of the run."""
+        return self.state.progress
 
     @classmethod
     def from_config(cls, config: Config) -> TrainRunner:
@@ -56,14 +60,7 @@ class TrainRunner:
         Raises:
             ConfigError: sections, values or files are missing.
         """
-        config.require("model", "conversation", "datasets", "run")
-        problems = missing_files(config)
-        if config.run.total_steps < 1:
-            problems.append("run.total_steps: must be at least 1: pass --options run.total_steps=N")
-        if not config.datasets.train:
-            problems.append("datasets.train: names no data set to train on")
-        if problems:
-            raise ConfigError(problems)
+        check_run(config)
         return cls(config)
 
     def run(self) -> LoadedModel:
@@ -83,18 +80,17 @@ class TrainRunner:
     def _train(self) -> None:
         """All steps that are left."""
         run = self.run_section
-        bar = tqdm(initial=self.progress.step, total=run.total_steps, desc=self.folder.name, unit="step")
         batches = iter(self.loader)
-        while self.progress.step < run.total_steps:
-            self._step(batches)
-            bar.update()
-            if self._due(run.log_every_steps) or self.progress.step in (1, run.total_steps):
-                bar.set_postfix(loss=f"{self._log_step():.4f}")
-            if self._due(run.validate_every_steps):
-                self._validate()
-            if self._due(run.save_every_steps):
-                self._save()
-        bar.close()
+        with tqdm(initial=self.progress.step, total=run.total_steps, desc=self.folder.name, unit="step") as bar:
+            while self.progress.step < run.total_steps:
+                self._step(batches)
+                bar.update()
+                if self._due(run.log_every_steps) or self.progress.step == 1:
+                    bar.set_postfix(loss=f"{self._log_step():.4f}")
+                if self._due(run.validate_every_steps):
+                    self._validate()
+                if self._due(run.save_every_steps):
+                    self._save()
 
     def _start(self) -> None:
         """Processes, devices, and the run folder."""
@@ -109,29 +105,29 @@ class TrainRunner:
         """Parts, data, optimiser, and where a resumed run left off."""
         run = self.run_section
         self.loaded = assemble(self.config)
-        self.model = self.loaded.model.to(self.accelerator.device).train()
-        self.identities = identify(self.model)
-        if run.gradient_checkpointing:
-            self.model.language_model.model.gradient_checkpointing_enable()
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(_groups(self.model, run.weight_decay), betas=run.adam_betas, eps=run.adam_eps)
+        self.model = self.loaded.model.to(self.accelerator.device)
+        if resumed is None and self.loaded.manifest is None:
+            calibrate(self.config, self.loaded)
+        self._training_mode()
+        groups = parameter_groups(self.model, run.weight_decay)
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        optimizer = torch.optim.AdamW(groups, betas=run.adam_betas, eps=run.adam_eps)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.metrics = MetricsLog(self.accelerator, self.folder)
-        self.positions: dict[int, int] = {}
-        self._skipped: Counter[str] = Counter()
+        self.snapshots = Snapshots(
+            self.config, self.store, self.accelerator, self.model, self.optimizer, identify(self.model)
+        )
         if resumed is not None:
-            self._restore(resumed)
-        self.loader = self._loader()
-        self.validation = self._validation_batches()
+            self.state = self.snapshots.restore(resumed)
+        self.metrics.forget_after(self.progress.step)
+        self.loader = training_batches(self.config, self.loaded, self.accelerator, self.state)
+        self.validation = validation_batches(self.config, self.loaded)
         self.metrics.start(self.config.tracking, self.folder.name, self.config.values)
-        self._window = Window()
         if self.accelerator.is_main_process:
             if run.warmup_steps > run.total_steps:
                 _log.warning("run.warmup_steps %d is longer than the run of %d", run.warmup_steps, run.total_steps)
             precision = self.accelerator.mixed_precision
-            _log.info(
-                "%s", start_block(self.model, run, self.accelerator.num_processes, self.accumulation, precision)
-            )
+            _log.info("%s", start_block(self.model, run, self.accelerator.num_processes, self.accumulation, precision))
 
     def _resume_point(self) -> Path | None:
         """Return the checkpoint to go on from, None to start anew.
@@ -146,36 +142,6 @@ class TrainRunner:
                 "run.resume=true to go on with it, or run.output_dir=FOLDER for another place"
             )
         return latest
-
-    def _loader(self) -> BatchLoader:
-        run, accelerator = self.run_section, self.accelerator
-        sources = {name: part.build(name=name) for name, part in self.config.datasets.train.items()}
-        plan = StreamPlan(
-            seed=run.seed,
-            batch_size=run.batch_size_per_rank,
-            pad_id=self.loaded.encoder.tokenizer.filler_id,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            num_workers=run.num_workers,
-            positions=self.positions,
-            consumed=self.progress.step * self.accumulation,
-        )
-        return build_loader(Mixture(sources), self.loaded.encoder, self.loaded.image_processor, plan)
-
-    def _validation_batches(self) -> list[Batch]:
-        parts = self.config.datasets.validation
-        if not parts:
-            return []
-        return list(
-            fixed_batches(
-                {name: part.build(name=name) for name, part in parts.items()},
-                self.loaded.encoder,
-                self.loaded.image_processor,
-                samples=self.run_section.validation_samples,
-                batch_size=self.run_section.batch_size_per_rank,
-                pad_id=self.loaded.encoder.tokenizer.filler_id,
-            )
-        )
 
     def _step(self, batches: Iterator[Batch]) -> None:
         """One optimiser step over `accumulation` batches per rank."""
@@ -194,26 +160,27 @@ class TrainRunner:
         loss_total = self._total(loss_sum)[0]
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.run_section.max_grad_norm or math.inf)
         rate = learning_rate(self.progress.step, self.run_section, self.config.compat)
+        self.progress.step += 1
         if math.isfinite(loss_total) and math.isfinite(float(norm)):
             for parameter_group in self.optimizer.param_groups:
                 parameter_group["lr"] = rate
             self.optimizer.step()
-            self._window.nonfinite_in_a_row = 0
+            self.state.window.nonfinite_in_a_row = 0
         else:
             self._leave_out(group, loss_total, float(norm))
         self.optimizer.zero_grad()
-        self.progress.step += 1
         self.progress.tokens += int(tokens)
-        self._window.add(loss_total, tokens, float(norm), rate)
+        self.state.window.add(loss_total, tokens, float(norm), rate)
         if self.progress.step == 1:
             self._check_first_loss(loss_total / tokens)
 
     def _count(self, group: list[Batch]) -> None:
         """Note what this rank's batches tell of samples, skips and reader positions."""
         self.progress.samples += self.run_section.global_batch_size
+        self.progress.batches += len(group)
         for batch in group:
             self._skipped.update(batch.skipped)
-            self.positions[batch.reader] = batch.position
+            self.state.positions[batch.reader] = batch.position
 
     def _share_skips(self) -> None:
         """Add up the skips of all ranks, and stop if there are too many."""
@@ -224,21 +191,30 @@ class TrainRunner:
 
     def _leave_out(self, group: list[Batch], loss: float, norm: float) -> None:
         """Note a step whose loss or gradient is not finite; too many in a row end the run."""
+        window, scaler = self.state.window, self.accelerator.scaler
         self.progress.nonfinite_steps += 1
-        self._window.nonfinite_in_a_row += 1
-        ids = ", ".join(i for batch in group for i in batch.ids)
-        _log.warning(
-            "step %d left out: loss %g, gradient norm %g; samples: %s", self.progress.step + 1, loss, norm, ids
-        )
-        if self._window.nonfinite_in_a_row >= self.run_section.max_nonfinite_steps:
+        ids = gather_objects(self.accelerator, [i for batch in group for i in batch.ids])
+        if self.accelerator.is_main_process:
+            shown = ", ".join(i for part in ids for i in part)
+            _log.warning(
+                "step %d left out: loss %g, gradient norm %g; samples: %s", self.progress.step, loss, norm, shown
+            )
+        scale = 0.0
+        if scaler is not None:  # fp16: it must learn of the overflow to lower its scale, which takes a few steps
+            scale = scaler.get_scale()
+            scaler.update()
+        if math.isfinite(loss) and scale > 1:
+            return
+        window.nonfinite_in_a_row += 1
+        if window.nonfinite_in_a_row >= self.run_section.max_nonfinite_steps:
             raise TrainingError(
-                f"{self._window.nonfinite_in_a_row} steps in a row had a loss or gradient that is not finite; the log "
-                "names their samples. Lower run.learning_rate, or use bf16 or fp32"
+                f"{window.nonfinite_in_a_row} steps in a row had a loss or gradient that is not finite, up to step "
+                f"{self.progress.step}; the log names their samples. Lower run.learning_rate, or use bf16 or fp32"
             )
 
     def _check_first_loss(self, loss: float) -> None:
         chance = math.log(self.model.language_model.vocab_size)
-        if abs(loss - chance) < 0.01 * chance:
+        if self.accelerator.is_main_process and abs(loss - chance) < 0.01 * chance:
             _log.warning(
                 "the first loss %.4f is ln(vocabulary) %.4f: the language model is guessing; are its weights loaded?",
                 loss,
@@ -248,9 +224,10 @@ class TrainRunner:
     def _log_step(self) -> float:
         """Write the numbers since the last line, and return the mean loss."""
         self._share_skips()
-        window, self._window = self._window, Window(nonfinite_in_a_row=self._window.nonfinite_in_a_row)
+        window = self.state.window
+        self.state.window = Window(nonfinite_in_a_row=window.nonfinite_in_a_row)
         values = {
-            "loss": window.loss / max(window.tokens, 1.0),
+            "loss": window.mean_loss,
             "lr": window.rate,
             "grad_norm": window.norm,
             "samples": self.progress.samples,
@@ -260,13 +237,14 @@ class TrainRunner:
             **{f"skipped/{cause}": count for cause, count in self.progress.skipped.items()},
         }
         self.metrics.write(self.progress.step, values)
-        return float(values["loss"])
+        return window.mean_loss
 
     def _validate(self) -> Validation | None:
         """Take the validation losses, log them, and say so if the model ignores its images."""
         if not self.validation:
             return None
         result = validate(self.model, self.validation, self.accelerator)
+        self._training_mode()
         self.metrics.write(
             self.progress.step,
             {"validation_loss": result.loss, "validation_loss_shuffled_images": result.shuffled_loss},
@@ -285,106 +263,25 @@ class TrainRunner:
     def _save(self) -> None:
         """Write a checkpoint; every rank takes part."""
         self._share_skips()
-        positions = {k: v for part in gather_objects(self.accelerator, self.positions) for k, v in part.items()}
-        random_states = gather_objects(self.accelerator, random_state())
-        if self.accelerator.is_main_process:
-            trained = self.model.trained_state()
-            state = {
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
-                "progress": self.progress.state(),
-                "positions": positions,
-                "random_states": random_states,
-                "readers": [self.accelerator.num_processes, self.run_section.num_workers],
-            }
-            manifest = _manifest(self.config, self.progress, trained, self.identities)
-            path = self.store.save(self.progress.step, trained, manifest, self.config.to_yaml(), state)
-            _log.info("saved %s", path)
-        self.accelerator.wait_for_everyone()
-
-    def _restore(self, folder: Path) -> None:
-        """Take up the state of a checkpoint of this run.
-
-        Raises:
-            CheckpointError: it does not fit this run.
-        """
-        state, manifest = read_state(folder), Manifest.read(folder)
-        readers = [self.accelerator.num_processes, self.run_section.num_workers]
-        if state["readers"] != readers:
-            raise CheckpointError(
-                f"{folder}: was read by {state['readers'][0]} rank(s) with {state['readers'][1]} worker(s) each, this run "
-                f"has {readers[0]} with {readers[1]}; the order of the data would change. Resume with the same numbers, or "
-                "start a new run with model.init_from"
-            )
-        for name, tensor in read_trained(folder, manifest).items():
-            self.model.get_parameter(name).data.copy_(tensor)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress.from_state(state["progress"])
-        self.positions = dict(state["positions"])
-        restore_random_state(state["random_states"][self.accelerator.process_index])
-        self.metrics.forget_after(self.progress.step)
-        _log.info("resumed from %s", folder)
+        self.snapshots.save(self.state)
 
     def _finish(self) -> None:
-        if not self._due(self.run_section.validate_every_steps):
-            self._validate()
-        if not self._due(self.run_section.save_every_steps):
-            self._save()
         # Without this barrier, ending while another rank still talks aborts the process after success.
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         self.model.eval()
 
+    def _training_mode(self) -> None:
+        self.model.train()
+        if self.run_section.gradient_checkpointing:
+            recompute_activations(self.model.language_model.model)
+
     def _due(self, every: int) -> bool:
-        return every > 0 and self.progress.step % every == 0
+        """Whether what is done every so many steps is done now; the last step does everything."""
+        step = self.progress.step
+        return step == self.run_section.total_steps or (every > 0 and step % every == 0)
 
     def _total(self, numbers: Tensor) -> list[float]:
         """Return numbers summed over the ranks."""
         summed: Tensor = self.accelerator.reduce(numbers.to(self.accelerator.device), "sum")
         return [float(number) for number in summed.cpu()]
-
-
-class Window:
-    """What happened since the last line of metrics."""
-
-    def __init__(self, nonfinite_in_a_row: int = 0) -> None:
-        self.started = time.monotonic()
-        self.loss = 0.0
-        self.tokens = 0.0
-        self.norm = 0.0
-        self.rate = 0.0
-        self.nonfinite_in_a_row = nonfinite_in_a_row
-
-    def add(self, loss: float, tokens: float, norm: float, rate: float) -> None:
-        """Add a step; a loss that is not finite does not count."""
-        if math.isfinite(loss):
-            self.loss += loss
-            self.tokens += tokens
-        self.norm, self.rate = norm, rate
-
-
-def _groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's groups: matrices decay, vectors (biases, norms) do not."""
-    learning = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in learning if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
-def _manifest(
-    config: Config, progress: Progress, trained: dict[str, Tensor], parts: dict[str, PartIdentity]
-) -> Manifest:
-    return Manifest(
-        format=FORMAT,
-        version=__version__,
-        step=progress.step,
-        total_steps=config.run.total_steps,
-        template=config.conversation.template,
-        trained={name: list(tensor.shape) for name, tensor in trained.items()},
-        parts=parts,
-        samples=progress.samples,
-        tokens=progress.tokens,
-    )

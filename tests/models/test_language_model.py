@@ -1,0 +1,117 @@
+"""Causal LMs of transformers: loading, and messages for folders that cannot be loaded."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from minigpt4.errors import MissingDependencyError, WeightsError
+from minigpt4.models.language_model import LanguageModel, LanguageModelConfig, LoraConfig
+from tests.models import parts
+from tests.models.parts import CLOSE, FAMILIES
+
+
+@pytest.fixture
+def folder(tiny_llm, tmp_path):
+    """A copy of the tiny LLaMA that a test may damage."""
+    return shutil.copytree(tiny_llm, tmp_path / "llm")
+
+
+def load(folder, **settings) -> LanguageModel:
+    return LanguageModel.from_config(LanguageModelConfig(path=str(folder), **{"dtype": "float32", **settings}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeds_and_ids_give_the_same_logits(family):
+    llm = parts.language_model(family)
+    ids = torch.randint(3, parts.VOCABULARY, (2, 7))
+    with torch.no_grad():
+        found = llm(llm.embed(ids), torch.ones(2, 7, dtype=torch.bool))
+        torch.testing.assert_close(found, llm.model(input_ids=ids, use_cache=False).logits, **CLOSE)
+    assert found.shape == (2, 7, llm.vocab_size)
+    assert llm.embed(ids).shape == (2, 7, llm.hidden_size)
+    assert llm.context_length == 256
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_folder_is_loaded_in_the_precision_asked_for(tiny_llm, dtype):
+    llm = load(tiny_llm, dtype=dtype)
+    assert llm.dtype == getattr(torch, dtype)
+    assert {p.dtype for p in llm.parameters()} == {llm.dtype}
+    assert (llm.hidden_size, llm.vocab_size, llm.source) == (32, 700, str(tiny_llm))
+
+
+def test_a_folder_without_config(tmp_path):
+    with pytest.raises(WeightsError, match=r"no config\.json there; give a folder saved by transformers, or a \.gguf"):
+        load(tmp_path)
+
+
+def test_truncated_weights(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(WeightsError, match=f"{folder}: cannot be loaded as a causal language model: "):
+        load(folder)
+
+
+def test_weights_that_are_a_web_page(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_text("<!DOCTYPE html><html>Not found</html>")
+    with pytest.raises(WeightsError, match=f"{folder}: cannot be loaded"):
+        load(folder)
+
+
+def test_missing_and_misshapen_tensors_are_named(folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=r"1 tensors missing or misshapen, the first: model.layers.1.mlp.up_proj"):
+        load(folder)
+
+
+def test_a_model_type_nobody_knows(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "nonesuch"}))
+    with pytest.raises(WeightsError, match="cannot be loaded as a causal language model"):
+        load(folder)
+
+
+def test_a_model_without_a_head_is_refused():
+    with pytest.raises(WeightsError, match="LlamaModel has no output embeddings; a causal LM is needed"):
+        LanguageModel(parts.language_model().model.model)
+
+
+def test_adapters_go_where_they_are_told(tiny_llm):
+    llm = load(tiny_llm, lora=LoraConfig(rank=2, target_modules=["k_proj"]))
+    adapted = {name.split(".lora_")[0].rsplit(".", 1)[1] for name, _ in llm.named_parameters() if ".lora_" in name}
+    assert adapted == {"k_proj"}
+    with pytest.raises(WeightsError, match=r"lora\.target_modules: .*nothing_like_it"):
+        load(tiny_llm, lora=LoraConfig(rank=2, target_modules=["nothing_like_it"]))
+
+
+def test_adapters_need_peft(tiny_llm, monkeypatch):
+    real = builtins.__import__
+
+    def without_peft(name, *rest, **named):
+        if name == "peft":
+            raise ImportError(name)
+        return real(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without_peft)
+    with pytest.raises(MissingDependencyError, match=r"lora needs the package 'peft': pip install 'minigpt4\[lora\]'"):
+        load(tiny_llm, lora=LoraConfig(rank=2))
+
+
+def test_the_head_is_left_alone_after_an_error():
+    llm = parts.language_model()
+    with pytest.raises(RuntimeError):
+        llm(torch.zeros(1, 3, 5), None, at=torch.ones(1, 3, dtype=torch.bool))
+    head = llm.model.get_output_embeddings()
+    assert isinstance(head, nn.Linear)
+    assert not head._forward_pre_hooks

@@ -1,0 +1,89 @@
+"""Resamplers: shapes, what a query feature holds, and errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minigpt4.errors import ConfigError, WeightsError
+from minigpt4.models.resampler import Merge, MergeConfig, Pool, PoolConfig, QFormer, QFormerConfig
+from tests.models import parts
+
+ENCODER = parts.vision()  # 1 + 16 patches of width 16
+QFORMER = {"num_query_tokens": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def patches(images: int = 2) -> torch.Tensor:
+    return torch.randn(images, 17, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", ["merge", "pool", "qformer"])
+def test_shapes_are_those_published(kind):
+    resampler = parts.resampler(kind, ENCODER)
+    found = resampler(patches())
+    assert found.shape == (2, resampler.num_query_tokens, resampler.feature_dim)
+    for n in range(2):
+        torch.testing.assert_close(resampler(patches()[n : n + 1])[0], found[n])
+
+
+def test_merge_joins_neighbours_and_drops_the_class_token():
+    given = patches()
+    found = Merge(MergeConfig(neighbours=4), ENCODER)(given)
+    assert found.shape == (2, 4, 64)
+    assert torch.equal(found[1, 2], torch.cat([given[1, 1 + 8 + n] for n in range(4)]))
+
+
+def test_merge_needs_patches_that_divide():
+    with pytest.raises(ConfigError, match=r"neighbours: 16 patches are not divisible by 5"):
+        Merge(MergeConfig(neighbours=5), ENCODER)
+
+
+def test_pool_is_the_normalised_mean_of_each_cell_with_its_place():
+    given = patches()
+    plain = Pool(PoolConfig(grid=2, position_features=False), ENCODER)(given)
+    grid = given[0, 1:].reshape(4, 4, 16)
+    for cell, (row, column) in enumerate([(0, 0), (0, 2), (2, 0), (2, 2)]):
+        mean = grid[row : row + 2, column : column + 2].mean((0, 1))
+        torch.testing.assert_close(plain[0, cell], F.layer_norm(mean, (16,)))
+    placed = Pool(PoolConfig(grid=2), ENCODER)(given)
+    assert torch.equal(placed[..., :16], plain)
+    assert torch.equal(placed[0, :, 16:] > 0, torch.eye(4).bool())
+
+
+def test_pool_cannot_be_finer_than_the_patches():
+    with pytest.raises(ConfigError, match=r"grid: 5 is finer than the encoder's \(4, 4\)"):
+        Pool(PoolConfig(grid=5), ENCODER)
+
+
+def test_qformer_attends_to_patches_in_every_second_layer():
+    resampler = QFormer(QFormerConfig(weights="random", **{**QFORMER, "num_hidden_layers": 4}), 24)
+    layers = resampler.qformer.encoder.layer
+    assert [hasattr(layer, "crossattention") for layer in layers] == [True, False, True, False]
+    assert layers[0].crossattention.attention.key.in_features == 24
+    assert not any("word_embed" in n or "position_embed" in n for n, _ in resampler.named_parameters())
+
+
+def published(resampler: QFormer) -> dict[str, torch.Tensor]:
+    """Return its tensors under BLIP-2's names, with some of the text branch."""
+    tensors = {}
+    for name, tensor in resampler.state_dict().items():
+        theirs = name.replace("attention.attention.", "attention.self.").replace("layernorm.", "embeddings.LayerNorm.")
+        tensors["Qformer.bert." + theirs.removeprefix("qformer.") if theirs != "query_tokens" else theirs] = tensor
+    text = {"embeddings.word_embeddings.weight", "encoder.layer.0.intermediate.dense.weight"}
+    return tensors | {f"Qformer.bert.{name}": torch.ones(2) for name in text} | {"t5_proj.weight": torch.ones(3)}
+
+
+def test_qformer_loads_the_published_names(tmp_path):
+    source = parts.resampler("qformer", ENCODER)
+    file = tmp_path / "blip2.pth"
+    torch.save({"model": published(source)}, file)
+    settings = {**QFORMER, "intermediate_size": 24}
+    loaded = QFormer.from_config(QFormerConfig(weights=str(file), **settings), ENCODER)
+    assert loaded.weights_source == str(file)
+    assert torch.equal(loaded.eval()(patches()), source.eval()(patches()))
+    tensors = published(source)
+    del tensors["query_tokens"]
+    torch.save({"model": tensors}, file)
+    with pytest.raises(WeightsError, match="1 missing: query_tokens"):
+        QFormer.from_config(QFormerConfig(weights=str(file), **settings), ENCODER)

@@ -1,0 +1,57 @@
+"""Trackers besides metrics.jsonl: opt-in, and an error where they cannot be had."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from tests.runners.parts import train, write
+
+from minigpt4.config.sections import TrackingSection
+from minigpt4.errors import MissingDependencyError
+from minigpt4.runners.metrics import wanted_trackers
+
+
+def test_tensorboard_writes_its_files_into_the_run_folder(tiny_values, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tiny_values["tracking"] = {"tensorboard": True}
+    train(tiny_values, tmp_path / "run")
+    events = next((tmp_path / "run").rglob("events.out.tfevents.*"))
+    found = EventAccumulator(str(events.parent))
+    found.Reload()
+    assert [event.step for event in found.Scalars("loss")] == [1, 2, 3, 4]
+
+
+def test_wandb_offline_writes_into_the_run_folder(tiny_values, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(tmp_path)
+    tiny_values["tracking"] = {"wandb": True, "project": "probe"}
+    train(tiny_values, tmp_path / "run")
+    assert list((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"))
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_wandb_is_not_imported_unless_asked_for(tiny_values, tmp_path):
+    file = write(tiny_values, tmp_path / "run")
+    code = (
+        "import sys; from minigpt4.cli import main\n"
+        f"assert main(['train', '--cfg-path', {str(file)!r}]) == 0\n"
+        "print('imported' if 'wandb' in sys.modules else 'not imported')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "not imported", done.stderr
+
+
+def test_a_tracker_that_is_not_installed_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()  # a folder of its runs in the working directory is no package
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.delitem(sys.modules, "tensorboard", raising=False)
+    with pytest.raises(MissingDependencyError, match=r"tracking\.wandb needs the package 'wandb': pip install"):
+        wanted_trackers(TrackingSection(wandb=True))
+    with pytest.raises(MissingDependencyError, match=r"tracking\.tensorboard needs the package 'tensorboard'"):
+        wanted_trackers(TrackingSection(tensorboard=True))
+    assert wanted_trackers(TrackingSection()) == []

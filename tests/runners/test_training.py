@@ -1,0 +1,173 @@
+"""One run in one process: its folder, its loss, what it changes, and that batches divide as one likes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests.runners.parts import assert_same_training, losses, series, train, weights, write
+
+from minigpt4.config import load_config
+from minigpt4.errors import ConfigError, TrainingError
+from minigpt4.runners.launch import recompute_activations
+from minigpt4.runners.prepare import parameter_groups
+from tests.conftest import read_metrics
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_train_py_leaves_a_complete_run_folder(tiny_values, tmp_path):
+    file = write(tiny_values, tmp_path / "run")
+    command = [sys.executable, ROOT / "train.py", "--cfg-path", file, "--options", "run.seed=7"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "WANDB_MODE": "x"})
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "run"
+    saved = load_config(folder / "config.yaml")
+    assert saved == load_config(file, ["run.seed=7"])
+    lines = read_metrics(folder)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert {"step", "loss", "lr", "samples", "tokens", "seconds", "grad_norm"} <= lines[0].keys()
+    assert [line["samples"] for line in lines] == [4, 8, 12, 16]
+    assert all(a["tokens"] < b["tokens"] for a, b in zip(lines, lines[1:], strict=False))
+    log = (folder / "log.txt").read_text()
+    assert "llama_proj                2,080                0" in log
+    assert "language_model                0" in log
+    assert "global batch 4 = 4 per rank x 1 rank(s) x 1 accumulated; 4 steps" in log
+    assert str(folder) in log
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["latest", "step_2", "step_4"]
+    assert (folder / "checkpoints" / "latest").resolve().name == "step_4"
+    files = {"config.yaml", "manifest.json", "model.safetensors", "training_state.pt"}
+    assert {p.name for p in (folder / "checkpoints" / "latest").iterdir()} == files
+
+
+def test_the_loss_falls_and_only_llama_proj_changes(tiny_values, tmp_path):
+    one = train(tiny_values, tmp_path / "one", total_steps=1, save_every_steps=0).model
+    many = train(tiny_values, tmp_path / "many", total_steps=60, save_every_steps=0).model
+    falling = losses(tmp_path / "many")
+    assert falling[-10:].mean() < falling[:3].mean() - 0.4  # nats
+    before, after = one.state_dict(), many.state_dict()
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed == {"llama_proj.weight", "llama_proj.bias"} == set(weights(tmp_path / "many"))
+
+
+def test_one_step_changes_llama_proj_and_nothing_else(tiny_values, tmp_path):
+    from minigpt4.checkpoints.assemble import assemble
+
+    fresh = assemble(load_config(write(tiny_values, tmp_path / "one"))).model.state_dict()
+    after = train(tiny_values, tmp_path / "one", total_steps=1).model.state_dict()
+    changed = {name for name in after if not torch.equal(fresh[name], after[name])}
+    assert changed == {"llama_proj.weight", "llama_proj.bias"}
+
+
+def test_accumulation_over_k_is_one_k_fold_batch(tiny_values, tmp_path):
+    """Captions differ in length, so a mean of means would show."""
+    train(tiny_values, tmp_path / "whole", global_batch_size=6, batch_size_per_rank=6)
+    for each in (1, 2, 3):
+        train(tiny_values, tmp_path / f"by_{each}", global_batch_size=6, batch_size_per_rank=each)
+        assert_same_training(tmp_path / "whole", tmp_path / f"by_{each}")
+
+
+def test_the_same_config_gives_the_same_run_with_workers_too(tiny_values, tmp_path):
+    train(tiny_values, tmp_path / "one")
+    train(tiny_values, tmp_path / "again")
+    assert series(tmp_path / "one") == series(tmp_path / "again")
+
+
+def test_a_mean_is_logged_over_the_steps_between_two_lines(tiny_values, tmp_path):
+    train(tiny_values, tmp_path / "each", total_steps=7)
+    train(tiny_values, tmp_path / "some", total_steps=7, log_every_steps=3)
+    assert [line["step"] for line in read_metrics(tmp_path / "some")] == [1, 3, 6, 7]
+    every, some = read_metrics(tmp_path / "each"), read_metrics(tmp_path / "some")
+    tokens = [b["tokens"] - a["tokens"] for a, b in zip([{"tokens": 0}, *every], every, strict=False)]
+    mean = sum(every[n]["loss"] * tokens[n] for n in (3, 4, 5)) / sum(tokens[3:6])
+    assert some[2]["loss"] == pytest.approx(mean, rel=1e-6)
+
+
+def test_clipping_bounds_the_step_and_zero_turns_it_off(tiny_values, tmp_path):
+    """Adam forgives a scale; the first gradient is seen in its first moment instead."""
+    norms = {}
+    for limit in (1e-3, 0.0):
+        folder = tmp_path / str(limit)
+        train(tiny_values, folder, total_steps=1, max_grad_norm=limit, adam_betas=[0.9, 0.999])
+        state = torch.load(folder / "checkpoints/latest/training_state.pt", weights_only=True)["optimizer"]["state"]
+        norms[limit] = torch.stack([moments["exp_avg"].norm() for moments in state.values()]).norm().item() / 0.1
+        logged = read_metrics(folder)[0]["grad_norm"]
+    assert norms[1e-3] == pytest.approx(1e-3, rel=1e-2)
+    assert norms[0.0] == pytest.approx(logged, rel=1e-4)  # the norm before clipping is what is logged
+
+
+def test_matrices_decay_and_vectors_do_not():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+    decaying, others = parameter_groups(model, 0.05)
+    assert [tuple(p.shape) for p in decaying["params"]] == [(4, 3)]
+    assert (decaying["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
+    assert len(others["params"]) == 3
+
+
+def test_bf16_trains_on_a_cpu_in_the_same_process_after_fp32(tiny_values, tmp_path):
+    train(tiny_values, tmp_path / "fp32", precision="fp32")
+    model = train(tiny_values, tmp_path / "bf16", precision="bf16").model
+    assert "bf16" in (tmp_path / "bf16" / "log.txt").read_text()
+    assert model.llama_proj.weight.dtype == torch.float32
+    assert not torch.equal(losses(tmp_path / "fp32"), losses(tmp_path / "bf16"))
+    torch.testing.assert_close(losses(tmp_path / "fp32"), losses(tmp_path / "bf16"), rtol=0.05, atol=0.05)
+
+
+def test_fp16_without_an_accelerator_is_refused(tiny_values, tmp_path):
+    with pytest.raises(ConfigError, match="fp16 needs an accelerator"):
+        train(tiny_values, tmp_path / "run", precision="fp16")
+
+
+def test_gradient_checkpointing_recomputes_frozen_layers_and_changes_no_number(tiny_values, tmp_path):
+    model = train(tiny_values, tmp_path / "plain").model
+    train(tiny_values, tmp_path / "saving", gradient_checkpointing=True)
+    assert_same_training(tmp_path / "plain", tmp_path / "saving", tolerance=1e-6)
+
+    calls = []
+    language_model = model.language_model.model
+    layer = language_model.model.layers[0]
+    layer.self_attn.register_forward_hook(lambda *_: calls.append(1))
+    recompute_activations(language_model)
+    embeds = torch.randn(1, 5, 32, requires_grad=True)
+    language_model(inputs_embeds=embeds, use_cache=False).logits.sum().backward()
+    assert len(calls) == 2
+    assert not layer.self_attn.training
+
+
+def test_a_batch_without_images_trains(tiny_values, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    talk = '{"conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "good day"}]}\n'
+    rows.write_text(talk * 4)
+    tiny_values["datasets"] = {"train": {"talk": {"type": "conversations", "path": str(rows)}}}
+    train(tiny_values, tmp_path / "run")
+    assert {line["grad_norm"] for line in read_metrics(tmp_path / "run")} == {0.0}
+
+
+def test_nothing_to_train_is_said(tiny_values, tmp_path):
+    tiny_values["model"]["trainable"] = []
+    with pytest.raises(ConfigError, match=r"model\.trainable"):
+        train(tiny_values, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ({"total_steps": 0}, "run.total_steps: must be at least 1"),
+        ({"batch_size_per_rank": 0}, "run.batch_size_per_rank: must be at least 1"),
+        ({"num_workers": -1}, "run.num_workers: must be at least 0"),
+        ({"keep_last": 0}, "run.keep_last: must be at least 1"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_before_loading(tiny_values, tmp_path, run, message):
+    with pytest.raises(ConfigError, match=message):
+        train(tiny_values, tmp_path / "run", **run)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_global_batch_that_does_not_divide_is_refused(tiny_values, tmp_path):
+    with pytest.raises(TrainingError, match=r"global_batch_size 5 is not a multiple of run\.batch_size_per_rank 2"):
+        train(tiny_values, tmp_path / "run", global_batch_size=5, batch_size_per_rank=2)
