@@ -109,7 +109,7 @@ def test_foreign_code_is_not_run(tmp_path, how):
     file, mark = tmp_path / "w.pth", tmp_path / "was_here"
     content = {"weight": torch.ones(2), "trap": Trap(mark)}
     if how == "pickle":
-        file.write_bytes(pickle.dumps({"trap": Trap(mark)}))
+        file.write_bytes(pickle.dumps({"trap": Trap(mark)}, protocol=2))
     else:
         torch.save(content, file, _use_new_zipfile_serialization=how == "zip")
     with pytest.raises(WeightsError, match="refused, it holds more than tensors and plain values"):

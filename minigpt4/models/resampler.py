@@ -167,6 +167,8 @@ class PoolConfig:
     whiten: bool = False
     """Decorrelate the features by their statistics over training images, taken once before the first step. A fixed linear
     map, so nothing new can be expressed; but what varies little, such as colour beside shape, is learnt far sooner."""
+    scale: float = 1.0
+    """Factor on all features; below 1 a fresh `llama_proj` starts no louder than the token embeds around it."""
 
 
 class Pool(Resampler):
@@ -183,6 +185,7 @@ class Pool(Resampler):
         self.patch_grid = vision_encoder.grid
         self.cells = config.grid
         self.position_features = config.position_features
+        self.scale = config.scale
         self.num_query_tokens = config.grid**2
         self.feature_dim = width + (self.num_query_tokens if config.position_features else 0)
         if config.whiten:
@@ -202,10 +205,10 @@ class Pool(Resampler):
         if self.calibrated:
             cells = (cells - self.mean) @ self.whitening
         if not self.position_features:
-            return cells
+            return self.scale * cells
         # As long as a feature vector, or the cell's bias would learn that much slower than its features.
         places = math.sqrt(width) * torch.eye(self.num_query_tokens, device=cells.device, dtype=cells.dtype)
-        return torch.cat([cells, places.expand(images, -1, -1)], dim=-1)
+        return self.scale * torch.cat([cells, places.expand(images, -1, -1)], dim=-1)
 
     @torch.no_grad()
     def calibrate(self, patch_features: Tensor) -> None:

@@ -20,7 +20,7 @@ def patches(images: int = 2) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["merge", "pool", "qformer"])
 def test_shapes_are_those_published(kind):
-    resampler = parts.resampler(kind, ENCODER)
+    resampler = parts.resampler(kind, ENCODER).eval()
     found = resampler(patches())
     assert found.shape == (2, resampler.num_query_tokens, resampler.feature_dim)
     for n in range(2):

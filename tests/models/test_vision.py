@@ -136,7 +136,9 @@ def test_feature_levels_are_normalised_and_joined_on_the_coarsest_grid(name, lev
     found = encoder(images)
     begin = 0
     for level in maps:
-        wanted = F.adaptive_avg_pool2d(F.layer_norm(level.movedim(1, -1), level.shape[1:2]).movedim(-1, 1), encoder.grid)
+        wanted = F.adaptive_avg_pool2d(
+            F.layer_norm(level.movedim(1, -1), level.shape[1:2]).movedim(-1, 1), encoder.grid
+        )
         part = found[..., begin : begin + level.shape[1]]
         torch.testing.assert_close(part, wanted.flatten(2).transpose(1, 2))
         begin += level.shape[1]

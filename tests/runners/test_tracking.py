@@ -34,15 +34,16 @@ def test_wandb_offline_writes_into_the_run_folder(tiny_values, tmp_path, monkeyp
     assert not (tmp_path / "wandb").exists()
 
 
-def test_wandb_is_not_imported_unless_asked_for(tiny_values, tmp_path):
+def test_nothing_needs_wandb_unless_it_is_asked_for(tiny_values, tmp_path):
+    """timm imports it where it finds it, so that it stays out of `sys.modules` cannot be asked; that it is unused can."""
     file = write(tiny_values, tmp_path / "run")
     code = (
-        "import sys; from minigpt4.cli import main\n"
-        f"assert main(['train', '--cfg-path', {str(file)!r}]) == 0\n"
-        "print('imported' if 'wandb' in sys.modules else 'not imported')"
+        "import sys; sys.modules['wandb'] = None\n"  # as if it were not installed
+        "from minigpt4.cli import main\n"
+        f"sys.exit(main(['train', '--cfg-path', {str(file)!r}]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "not imported", done.stderr
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_tracker_that_is_not_installed_is_an_error(tmp_path, monkeypatch):

@@ -1,0 +1,56 @@
+"""Loaded models for chat: a random one, and one that says what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from minigpt4.checkpoints.assemble import LoadedModel, assemble
+from minigpt4.config import load_config
+
+
+@pytest.fixture
+def loaded(tiny_values, write_config) -> LoadedModel:
+    """A random model, whose answers are noise."""
+    return load(tiny_values, write_config)
+
+
+@pytest.fixture
+def load_with(tiny_values, write_config) -> Callable[..., LoadedModel]:
+    """Return a function that loads the random model with another conversation section."""
+    return lambda **conversation: load(tiny_values | {"conversation": conversation}, write_config)
+
+
+def load(values: dict[str, Any], write_config: Callable[..., Any]) -> LoadedModel:
+    loaded = assemble(load_config(write_config(values)))
+    loaded.model.eval()
+    return loaded
+
+
+def image(colour: str) -> Image.Image:
+    return Image.new("RGB", (30, 20), colour)
+
+
+def teach(loaded: LoadedModel, ids: list[int]) -> None:
+    """Rewrite the language model's weights so that it answers every prompt with `ids`, whatever is asked.
+
+    Each layer adds nothing, each token's embedding is an axis of its own, and the head maps it to the token that follows.
+    """
+    prompt_end = loaded.encoder.tokenizer.encode([(loaded.encoder.chat_template.question[1], True)])[-1]
+    chain = [prompt_end, *ids]
+    llm = loaded.model.language_model.model
+    assert len(set(chain)) == len(chain) <= llm.config.hidden_size
+    with torch.no_grad():
+        for layer in llm.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        llm.model.embed_tokens.weight.zero_()
+        llm.lm_head.weight.zero_()
+        for place, token in enumerate(chain):
+            llm.model.embed_tokens.weight[token, place] = 1.0
+            if place:
+                llm.lm_head.weight[token, place - 1] = 1.0

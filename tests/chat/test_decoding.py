@@ -1,0 +1,104 @@
+"""The decode loop: batch == one by one, sampling, stopping."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from minigpt4.chat.decoding import decode, pad_left
+from minigpt4.chat.section import ChatSection
+from minigpt4.errors import TrainingError
+from minigpt4.models.language_model import LanguageModel
+from tests.models import parts
+
+LENGTHS = (3, 9, 1, 6)
+
+
+def prompts(llm: LanguageModel) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        return [llm.embed(torch.randint(3, 700, (1, n), generator=generator))[0] for n in LENGTHS]
+
+
+def run(llm: LanguageModel, rows: list[torch.Tensor], is_done=lambda row, ids: False, **settings) -> list[list[int]]:
+    """Return the ids of each row."""
+    found: list[list[int]] = [[] for _ in rows]
+    for step in decode(llm, *pad_left(rows), ChatSection(max_new_tokens=8, **settings), is_done):
+        for row, token in enumerate(step):
+            if token is not None:
+                found[row].append(token)
+    return found
+
+
+def test_prompts_are_padded_on_the_left():
+    embeds, mask = pad_left([torch.ones(2, 3), torch.ones(4, 3)])
+    assert mask.tolist() == [[False, False, True, True], [True] * 4]
+    assert torch.equal(embeds[..., 0] > 0, mask)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+@pytest.mark.parametrize("family", parts.FAMILIES)
+def test_a_batch_gives_the_rows_one_by_one(family, penalty):
+    torch.manual_seed(1)
+    llm = parts.language_model(family)
+    rows = prompts(llm)
+    together = run(llm, rows, repetition_penalty=penalty)
+    assert together == [run(llm, [row], repetition_penalty=penalty)[0] for row in rows]
+
+
+@pytest.mark.parametrize("family", parts.FAMILIES)
+def test_the_cache_gives_the_tokens_of_the_whole_row_read_anew(family):
+    torch.manual_seed(2)
+    llm = parts.language_model(family)
+    row = prompts(llm)[1]
+    (found,) = run(llm, [row])
+    with torch.no_grad():
+        whole = torch.cat([row, llm.embed(torch.tensor(found))])
+        logits = llm(whole.unsqueeze(0), torch.ones(1, len(whole), dtype=torch.bool))
+    assert logits[0, len(row) - 1 : -1].argmax(-1).tolist() == found
+
+
+def test_rows_end_at_steps_of_their_own():
+    llm = parts.language_model()
+    rows = prompts(llm)
+    whole = run(llm, rows)
+    lengths = [2, 5, 1, 3]
+    steps = list(decode(llm, *pad_left(rows), ChatSection(max_new_tokens=8), lambda row, ids: len(ids) >= lengths[row]))
+    assert len(steps) == max(lengths)  # nothing is computed once all are done
+    for row, length in enumerate(lengths):
+        column = [step[row] for step in steps]
+        assert column == whole[row][:length] + [None] * (max(lengths) - length)
+
+
+def test_sampling_repeats_with_its_seed_and_obeys_its_limits():
+    llm = parts.language_model()
+    rows = prompts(llm)
+    first = run(llm, rows, temperature=2.0, seed=7)
+    assert first == run(llm, rows, temperature=2.0, seed=7)
+    assert first != run(llm, rows, temperature=2.0, seed=8)
+    greedy = run(llm, rows)
+    assert run(llm, rows, temperature=2.0, top_k=1) == greedy
+    assert run(llm, rows, temperature=2.0, top_p=1e-6) == greedy
+
+
+def test_a_strong_penalty_repeats_nothing():
+    for ids in run(parts.language_model(), prompts(parts.language_model()), repetition_penalty=1e6):
+        assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_an_error(bad):
+    llm = parts.language_model()
+    with torch.no_grad():
+        llm.model.lm_head.weight[5, 0] = bad
+    with pytest.raises(TrainingError, match="logits are not finite; load it in bfloat16 or float32"):
+        run(llm, prompts(llm))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"repetition_penalty": 0.0}],
+)
+def test_settings_that_no_decoding_can_use(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        ChatSection(**settings)

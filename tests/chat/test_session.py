@@ -1,0 +1,173 @@
+"""Sessions and the engine: answers as a whole, as a stream, in a batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from minigpt4.chat.engine import Engine, Prompt
+from minigpt4.chat.section import ChatSection
+from minigpt4.chat.session import Chat
+from minigpt4.conversation.dialogue import Dialogue, Turn
+from minigpt4.errors import ContextLengthError, ConversationError, ImageError, TrainingError
+from tests.chat.conftest import image, teach
+
+QUESTIONS = ["What is this?", "Why?", "Tell me everything that you can see in this picture, please."]
+
+
+def ids_of(loaded, *pieces: str | int) -> list[int]:
+    convert = loaded.encoder.tokenizer.tokenizer.convert_tokens_to_ids
+    ids = [piece if isinstance(piece, int) else convert(piece) for piece in pieces]
+    assert 0 not in ids  # every piece is in the vocabulary
+    return ids
+
+
+def byte_pieces(text: str) -> list[str]:
+    return [f"<0x{byte:02X}>" for byte in text.encode()]
+
+
+def prompts(engine: Engine) -> list[Prompt]:
+    """Return prompts of unlike lengths with no, one and two images."""
+    pictures = [image("red"), image("blue")]
+    return [
+        Prompt(Dialogue((Turn(question),)), engine.query_features(pictures[:count]))
+        for count, question in enumerate(QUESTIONS)
+    ]
+
+
+def test_a_batch_answers_as_one_by_one_and_as_a_stream(loaded):
+    engine, settings = Engine(loaded), ChatSection(max_new_tokens=12)
+    asked = prompts(engine)
+    together = engine.answer(asked, settings)
+    assert len(set(together)) > 1
+    assert together == [engine.answer([prompt], settings)[0] for prompt in asked]
+    assert together == ["".join(engine.stream(prompt, settings)) for prompt in asked]
+    assert engine.answer([], settings) == []
+
+
+def test_rows_end_at_end_of_sequence_on_steps_of_their_own(loaded):
+    engine, settings = Engine(loaded), ChatSection(max_new_tokens=12)
+    asked = prompts(engine)
+    rows = [[step[0] for step in engine._decode([prompt], settings)] for prompt in asked]
+    end = rows[0][4]
+    loaded.encoder.tokenizer.eos_id = end
+    kept = [row[: row.index(end)] if end in row else row for row in rows]
+    wanted = [loaded.encoder.tokenizer.decode(row, keep_special=True).strip() for row in kept]
+    assert engine.answer(asked, settings) == wanted
+    assert len(list(engine._decode(asked[:1], settings))) == rows[0].index(end) + 1
+
+
+def test_an_end_mark_split_over_tokens_stops_and_never_shows(loaded):
+    teach(loaded, ids_of(loaded, *byte_pieces("A b!"), "##", "#", "s"))
+    session = Chat(loaded, ChatSection(max_new_tokens=20)).session()
+    seen = list(session.stream("What?"))
+    assert "".join(seen) == "A b!"
+    assert not any("#" in piece for piece in seen)
+    assert Chat(loaded, ChatSection(max_new_tokens=20)).session().ask("What?") == "A b!"
+
+
+def test_the_start_of_an_end_mark_that_does_not_become_one_is_text(loaded):
+    teach(loaded, ids_of(loaded, *byte_pieces("C"), "##", *byte_pieces("!"), loaded.encoder.tokenizer.eos_id))
+    assert Chat(loaded, ChatSection(max_new_tokens=20)).session().ask("What?") == "C##!"
+
+
+def test_blanks_before_the_end_mark_do_not_show(loaded):
+    teach(loaded, ids_of(loaded, *byte_pieces("Hi \n"), "##", "#"))
+    settings = ChatSection(max_new_tokens=20)
+    assert "".join(Chat(loaded, settings).session().stream("What?")) == "Hi"
+    engine = Engine(loaded)
+    assert engine.answer([Prompt(Dialogue((Turn("What?"),)))], settings) == ["Hi"]
+
+
+def test_a_character_of_several_tokens_is_never_shown_in_pieces(loaded):
+    teach(loaded, ids_of(loaded, *byte_pieces("é🦜"), loaded.encoder.tokenizer.eos_id))
+    seen = list(Chat(loaded, ChatSection(max_new_tokens=20)).session().stream("What?"))
+    assert seen == ["é", "🦜"]
+
+
+def test_turns_are_kept_and_shape_the_next_prompt(loaded):
+    session = Chat(loaded).session([image("red")])
+    first = session.ask("What is this?")
+    assert session.turns == (Turn("<ImageHere> What is this?", first),)
+    session.ask("And why?")
+    assert [turn.question for turn in session.turns] == ["<ImageHere> What is this?", "And why?"]
+    unread = session.stream("Never finished")
+    next(unread, None)
+    unread.close()
+    assert len(session.turns) == 2
+
+
+def test_a_later_answer_is_that_of_the_whole_dialogue_at_once(loaded):
+    chat = Chat(loaded, ChatSection(max_new_tokens=8))
+    session = chat.session([image("red")])
+    session.ask("What is this?")
+    second = session.ask("And why?")
+    whole = Dialogue((session.turns[0], Turn("And why?")))
+    assert "".join(chat.engine.stream(Prompt(whole, session.features), chat.settings)) == second
+
+
+@pytest.mark.parametrize("images", [0, 1, 2])
+def test_the_prompt_of_a_session_is_that_of_training(load_with, images):
+    for template, question in (("vicuna_v0", "What is it?"), ("plain", ""), ("llama2", "What is it?")):
+        loaded = load_with(template=template)
+        session = Chat(loaded).session([image("red")] * images)
+        if not images and not question:
+            continue
+        asked = Dialogue((Turn(session._with_images(question)),))
+        prompt = loaded.encoder.encode_prompt(asked, num_images=images).input_ids.tolist()
+        row = loaded.encoder.encode(Dialogue((Turn(question, "A bird."),)), num_images=images, sample_id="s")
+        assert row.input_ids[: len(prompt)].tolist() == prompt
+        assert (row.labels[: len(prompt)] == -100).all()
+        assert row.labels[len(prompt)] != -100
+
+
+def test_images_may_stand_where_the_question_puts_them(loaded):
+    session = Chat(loaded).session([image("red"), image("blue")])
+    session.ask("Is <ImageHere> like <ImageHere>?")
+    assert session.turns[0].question == "Is <ImageHere> like <ImageHere>?"
+    with pytest.raises(ConversationError, match=r"mention 1 image\(s\), but the sample has 2"):
+        Chat(loaded).session([image("red"), image("blue")]).ask("What is <ImageHere>?")
+    with pytest.raises(ConversationError, match=r"mention 1 image\(s\), but the sample has 0"):
+        Chat(loaded).session().ask("What is <ImageHere>?")
+
+
+def test_images_count_in_their_order(loaded):
+    engine = Engine(loaded)
+    torch.manual_seed(0)
+    loaded.image_processor = lambda picture, name="": picture  # noise, where plain colours would look alike
+    one, two = torch.randn(2, 3, 28, 28)
+    there, back = engine.query_features([one, two]), engine.query_features([two, one])
+    torch.testing.assert_close(there, back.flip(0), atol=1e-5, rtol=1e-5)
+    embeds = [engine.embeds(Prompt(Dialogue((Turn("Q"),)), f), 5) for f in (there, back)]
+    assert embeds[0].shape == embeds[1].shape
+    assert not torch.equal(*embeds)
+
+
+def test_settings_of_a_turn_override_those_of_the_chat(loaded):
+    chat = Chat(loaded)
+    assert chat.settings.max_new_tokens == 5  # of the config
+    warm = {"temperature": 2.0, "max_new_tokens": 10}
+    answers = [chat.session().ask("Why?", seed=seed, **warm) for seed in (1, 1, 2)]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_a_prompt_longer_than_the_context(loaded):
+    session = Chat(loaded).session([image("red")])
+    with pytest.raises(ContextLengthError, match=r"prompt has \d+ tokens .* may have 600, .* reads 512: ask"):
+        session.ask("Why?", max_new_tokens=600)
+    assert session.turns == ()
+    assert isinstance(session.ask("Why?"), str)  # the session goes on
+
+
+def test_logits_that_are_not_finite_end_in_a_message(loaded):
+    with torch.no_grad():
+        loaded.model.language_model.model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="not finite"):
+        Chat(loaded).session().ask("Why?")
+
+
+def test_a_file_that_is_no_image(loaded, tmp_path):
+    file = tmp_path / "x.png"
+    file.write_text("words")
+    with pytest.raises(ImageError, match="x.png: this is not an image"):
+        Chat(loaded).session([image("red"), str(file)])
