@@ -101,10 +101,14 @@ class MiniGPT4(nn.Module):
         return self.llama_proj.weight.device
 
     def learnt_names(self) -> set[str]:
-        """Return the names of the tensors that training sets: what has a gradient, and what was calibrated."""
-        return {name for name, p in self.named_parameters() if p.requires_grad} | {
-            f"resampler.{name}" for name in self.resampler.calibrated
-        }
+        """Return the names of the tensors that training sets.
+
+        They are what has a gradient, the buffers beside it (such as a batch norm's running means), and what was
+        calibrated.
+        """
+        with_gradient = {name for name, p in self.named_parameters() if p.requires_grad}
+        beside = {name for name, _ in self.named_buffers() if part_of(name) in self.trainable}
+        return with_gradient | beside | {f"resampler.{name}" for name in self.resampler.calibrated}
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return the tensors that training sets, by name."""
@@ -112,10 +116,13 @@ class MiniGPT4(nn.Module):
         return {name: tensor.detach() for name, tensor in self.state_dict().items() if name in learnt}
 
     def frozen_tensors(self, part: str) -> list[tuple[str, Tensor]]:
-        """Return the frozen parameters and buffers of a part, for its fingerprint."""
+        """Return the frozen parameters and buffers of a part, for its fingerprint.
+
+        Adapters change neither the tensors of a part nor, here, their names: the part beside them is the same one.
+        """
         learnt = self.learnt_names()
         return [
-            (name, tensor)
+            (name.replace(".base_layer.", "."), tensor)
             for name, tensor in getattr(self, part).state_dict().items()
             if f"{part}.{name}" not in learnt and part_of(f"{part}.{name}") != "lora"
         ]

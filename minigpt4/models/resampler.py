@@ -165,8 +165,9 @@ class PoolConfig:
     position_features: bool = True
     """Append a one-hot of the cell to its features, so that `llama_proj` has a bias of its own for each cell."""
     whiten: bool = False
-    """Decorrelate the features by their statistics over training images, taken once before the first step. A fixed linear
-    map, so nothing new can be expressed; but what varies little, such as colour beside shape, is learnt far sooner."""
+    """Decorrelate the features by their statistics over training images, taken once before the first step. A fixed
+    linear map, so nothing new can be expressed; but what varies little, such as colour beside shape, is learnt far
+    sooner."""
     scale: float = 1.0
     """Factor on all features; below 1 a fresh `llama_proj` starts no louder than the token embeds around it."""
 
@@ -175,6 +176,8 @@ class Pool(Resampler):
     """Grid pooling: each cell's mean, layer-normalised, so that its scale does not depend on the encoder."""
 
     Config = PoolConfig
+    mean: Tensor
+    whitening: Tensor
 
     def __init__(self, config: PoolConfig, vision_encoder: VisionEncoder) -> None:
         super().__init__()

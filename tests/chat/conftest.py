@@ -38,7 +38,7 @@ def image(colour: str) -> Image.Image:
 def teach(loaded: LoadedModel, ids: list[int]) -> None:
     """Rewrite the language model's weights so that it answers every prompt with `ids`, whatever is asked.
 
-    Each layer adds nothing, each token's embedding is an axis of its own, and the head maps it to the token that follows.
+    Each layer adds nothing, each token's embedding is an axis of its own, and the head maps it to the next token.
     """
     prompt_end = loaded.encoder.tokenizer.encode([(loaded.encoder.chat_template.question[1], True)])[-1]
     chain = [prompt_end, *ids]

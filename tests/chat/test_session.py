@@ -169,5 +169,5 @@ def test_logits_that_are_not_finite_end_in_a_message(loaded):
 def test_a_file_that_is_no_image(loaded, tmp_path):
     file = tmp_path / "x.png"
     file.write_text("words")
-    with pytest.raises(ImageError, match="x.png: this is not an image"):
+    with pytest.raises(ImageError, match=r"x\.png: this is not an image"):
         Chat(loaded).session([image("red"), str(file)])

@@ -246,5 +246,5 @@ def test_system_texts_go_where_the_format_has_a_place():
 
 
 def test_unknown_templates_name_the_nearest():
-    with pytest.raises(UnknownNameError, match="unknown template 'vicuna'. Did you mean 'vicuna_v0'"):
+    with pytest.raises(UnknownNameError, match=r"unknown template 'vicuna'\. Did you mean 'vicuna_v0'"):
         encoder(template="vicuna")

@@ -87,3 +87,16 @@ def test_qformer_loads_the_published_names(tmp_path):
     torch.save({"model": tensors}, file)
     with pytest.raises(WeightsError, match="1 missing: query_tokens"):
         QFormer.from_config(QFormerConfig(weights=str(file), **settings), ENCODER)
+
+
+def test_whitening_is_taken_from_images_and_decorrelates_their_features():
+    pool = Pool(PoolConfig(grid=2, position_features=False, whiten=True), ENCODER)
+    plain = Pool(PoolConfig(grid=2, position_features=False), ENCODER)
+    given = patches(200) * torch.linspace(0.2, 3, 16)
+    assert torch.equal(pool(given), plain(given))  # nothing is known yet
+    pool.calibrate(given)
+    found = pool(given).flatten(0, 1)
+    torch.testing.assert_close(found.mean(0), torch.zeros(16), atol=1e-4, rtol=0)
+    correlations = torch.corrcoef(found.T)
+    assert (correlations - torch.eye(16)).abs().max() < 0.2
+    assert torch.corrcoef(plain(given).flatten(0, 1).T).fill_diagonal_(0).abs().max() > 0.1
