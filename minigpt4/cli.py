@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
 
     talk = verbs.add_parser("chat", help="ask one question about an image", parents=[common])
     _add_config(talk, default=MINI)
-    talk.add_argument("--image", nargs="*", default=[], metavar="FILE", help="the image, or several; none for text only")
+    talk.add_argument("--image", nargs="*", default=[], metavar="FILE", help="the image, or several, or none")
     talk.add_argument("--question", required=True, metavar="TEXT", help="what to ask")
     talk.add_argument("--device", default="auto", help="where to compute (default: auto)")
     talk.set_defaults(verb=chat)

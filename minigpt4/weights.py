@@ -189,8 +189,9 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]], samples: int = 64) -> str
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         flat = tensor.detach().reshape(-1)
-        step = max(1, flat.numel() // samples)
-        values = flat[::step][:samples].to(device="cpu", dtype=torch.bfloat16)
+        count = min(samples, flat.numel())
+        places = torch.linspace(0, max(flat.numel() - 1, 0), count, dtype=torch.float64).long().to(flat.device)
+        values = flat[places].to(device="cpu", dtype=torch.bfloat16)
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(values.float().numpy().tobytes())
     return digest.hexdigest()[:16]

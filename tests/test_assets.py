@@ -49,7 +49,7 @@ def test_fetched_once_then_found_in_the_cache(toy):
 def test_a_file_that_is_not_the_known_one_is_refused(toy, tmp_path):
     with zipfile.ZipFile(toy, "a") as archive:
         archive.writestr("toy_asset/data/c.txt", "changed")
-    with pytest.raises(AssetError, match="sha256 is .* should be"):
+    with pytest.raises(AssetError, match=r"sha256 is .* should be"):
         fetch("toy")
     assert list((tmp_path / "cache").iterdir()) == []
 

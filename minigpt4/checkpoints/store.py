@@ -85,7 +85,10 @@ class CheckpointStore:
         link = self.folder / f".{LATEST}.partial"
         link.unlink(missing_ok=True)
         link.symlink_to(name, target_is_directory=True)
-        link.replace(self.folder / LATEST)
+        latest = self.folder / LATEST
+        if latest.is_dir() and not latest.is_symlink():  # a run folder copied without its links
+            shutil.rmtree(latest)
+        link.replace(latest)
 
     def _drop_old(self) -> None:
         for old in self._steps()[: -self.keep_last]:

@@ -40,8 +40,8 @@ class LanguageModelConfig:
     """Folder with config.json, weights and tokenizer; or a GGUF file; or `asset:NAME`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Precision in which the weights are held."""
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention kernel."""
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention kernel; `auto` is transformers' choice for the architecture."""
     lora: LoraConfig = LoraConfig()
     """Adapters."""
 
@@ -158,13 +158,15 @@ def _only_at(head: nn.Module, at: Tensor) -> Any:
     return head.register_forward_pre_hook(lambda _, args: (args[0][at].unsqueeze(0), *args[1:]))
 
 
-def load_causal_lm(path: Path, dtype: str, attn_implementation: str = "sdpa") -> PreTrainedModel:
+def load_causal_lm(path: Path, dtype: str, attn_implementation: str = "auto") -> PreTrainedModel:
     """Load a causal LM from a folder or a GGUF file, without touching the network.
 
     Raises:
         WeightsError: it cannot be loaded, or tensors are missing.
     """
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attn_implementation}
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if attn_implementation != "auto":
+        options["attn_implementation"] = attn_implementation
     folder = path
     if path.suffix == ".gguf":
         folder = path.parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from accelerate import Accelerator
 
 from minigpt4.config.sections import TrackingSection
 from minigpt4.errors import MissingDependencyError
+
+_log = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
 
@@ -60,7 +63,10 @@ class MetricsLog:
         """Drop the lines of steps after `step`, which are about to be written again; also a line cut by a kill."""
         if not self.accelerator.is_main_process or not self.file.is_file():
             return
-        kept = [line for line in self.file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        lines = self.file.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        if len(kept) < len(lines):
+            _log.info("%s: dropped %d lines after step %d", self.file, len(lines) - len(kept), step)
         partial = self.file.with_suffix(".partial")
         partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         partial.replace(self.file)

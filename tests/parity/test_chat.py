@@ -26,8 +26,10 @@ def dialogue_of(prompt: str, encoder: ConversationEncoder) -> Dialogue:
     pattern = f"{re.escape(before)}(.*?){re.escape(after)}(.*?)(?={re.escape(before)}|$)"
     turns = re.findall(pattern, prompt.removeprefix(template.opening), flags=re.DOTALL)
     return Dialogue(
-        tuple(Turn(normalise_marks(q), a.removesuffix(template.end) if template.end else a) for q, a in turns[:-1])
-        + (Turn(normalise_marks(turns[-1][0])),)
+        (
+            *(Turn(normalise_marks(q), a.removesuffix(template.end) if template.end else a) for q, a in turns[:-1]),
+            Turn(normalise_marks(turns[-1][0])),
+        )
     )
 
 

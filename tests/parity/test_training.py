@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.parity.parity_cases import encoder_for, samples_of
 
 from minigpt4.batch import Batch
 from minigpt4.datasets.collate import collate
 from tests.parity.conftest import META, TOLERANCE, reference
+from tests.parity.parity_cases import encoder_for, samples_of
 
 
 @pytest.mark.parametrize("case", sorted(META["cases"]))

@@ -25,7 +25,9 @@ from tests.conftest import read_metrics
 SERIES = ("step", "loss", "lr", "grad_norm", "samples", "tokens")
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["minigpt4.runners.train", "minigpt4.datasets.aligned_pairs", "transformers.models.llama"])
+_processes.set_forkserver_preload(
+    ["minigpt4.runners.train", "minigpt4.datasets.aligned_pairs", "transformers.models.llama"]
+)
 
 
 @PROCESSORS.register("standardise")

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.runners.parts import train, weights
 
 from minigpt4.errors import DataError, TrainingError
 from minigpt4.runners.progress import Progress
 from tests.conftest import read_metrics
+from tests.runners.parts import train, weights
 
 
 def noise_with(folder: Path, plain: list[int], rows: int = 8) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.datasets.parts import image_bytes, write_shard
-from tests.runners.parts import assert_same_training, losses, train, train_on_ranks, write
 
 from minigpt4.datasets.source import permutation
 from minigpt4.errors import CheckpointError
 from tests.conftest import read_metrics
+from tests.datasets.parts import image_bytes, write_shard
+from tests.runners.parts import assert_same_training, losses, train, train_on_ranks, write
 
 ROOT = Path(__file__).parents[2]
 

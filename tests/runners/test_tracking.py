@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
-from tests.runners.parts import train, write
 
 from minigpt4.config.sections import TrackingSection
 from minigpt4.errors import MissingDependencyError
 from minigpt4.runners.metrics import wanted_trackers
+from tests.runners.parts import train
 
 
 def test_tensorboard_writes_its_files_into_the_run_folder(tiny_values, tmp_path):
@@ -32,18 +31,6 @@ def test_wandb_offline_writes_into_the_run_folder(tiny_values, tmp_path, monkeyp
     train(tiny_values, tmp_path / "run")
     assert list((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"))
     assert not (tmp_path / "wandb").exists()
-
-
-def test_nothing_needs_wandb_unless_it_is_asked_for(tiny_values, tmp_path):
-    """timm imports it where it finds it, so that it stays out of `sys.modules` cannot be asked; that it is unused can."""
-    file = write(tiny_values, tmp_path / "run")
-    code = (
-        "import sys; sys.modules['wandb'] = None\n"  # as if it were not installed
-        "from minigpt4.cli import main\n"
-        f"sys.exit(main(['train', '--cfg-path', {str(file)!r}]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_tracker_that_is_not_installed_is_an_error(tmp_path, monkeypatch):

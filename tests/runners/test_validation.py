@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tests.runners.parts import train
 
 from minigpt4.batch import Batch
 from minigpt4.checkpoints.assemble import assemble
@@ -19,6 +18,7 @@ from minigpt4.config import load_config
 from minigpt4.datasets.loader import fixed_batches
 from minigpt4.runners.validation import Validation, shuffle_images
 from tests.conftest import COLOURS, read_metrics
+from tests.runners.parts import train
 
 SAID = dict(zip(COLOURS, ("yes", "no", "cat", "dog"), strict=True))
 

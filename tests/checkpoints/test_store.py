@@ -1,0 +1,84 @@
+"""Checkpoint folders on disk: whole or not there, found again, the last few kept."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigpt4.checkpoints.manifest import FORMAT, Manifest, PartIdentity
+from minigpt4.checkpoints.store import CheckpointStore, read_state, read_trained
+from minigpt4.errors import CheckpointError
+
+TENSORS = {"llama_proj.weight": torch.arange(1_000_000.0).view(1000, 1000), "llama_proj.bias": torch.zeros(1000)}
+
+
+def manifest(step: int) -> Manifest:
+    parts = {name: PartIdentity("X", "", 1, "0") for name in ("vision_encoder", "resampler", "language_model")}
+    trained = {name: list(tensor.shape) for name, tensor in TENSORS.items()}
+    return Manifest(FORMAT, "0", step, 100, "plain", trained, parts)
+
+
+def save(folder: Path, step: int, keep_last: int = 3) -> Path:
+    store = CheckpointStore(folder, keep_last)
+    return store.save(step, TENSORS, manifest(step), "compat: ours\n", {"progress": {"step": step}})
+
+
+def save_forever(folder: Path, first: int) -> None:
+    for step in range(first, first + 10_000):
+        save(folder, step)
+
+
+def test_what_is_saved_is_read(tmp_path):
+    path = save(tmp_path, 5)
+    assert CheckpointStore(tmp_path).latest() == path == (tmp_path / "latest").resolve()
+    assert Manifest.read(path) == manifest(5)
+    assert all(torch.equal(read_trained(path, manifest(5))[name], tensor) for name, tensor in TENSORS.items())
+    assert read_state(path) == {"progress": {"step": 5}}
+
+
+def test_killed_at_any_instant_of_writing_the_latest_is_usable(tmp_path):
+    """The writer does nothing but write, so every kill falls into a write."""
+    context = multiprocessing.get_context("forkserver")
+    interrupted = 0
+    for n in range(8):
+        latest = CheckpointStore(tmp_path).latest()
+        first = int(latest.name.removeprefix("step_")) + 1 if latest else 1
+        writer = context.Process(target=save_forever, args=(tmp_path, first))
+        writer.start()
+        while not (tmp_path / f"step_{first}").exists():
+            time.sleep(0.001)
+        time.sleep(0.005 * n)
+        writer.kill()
+        writer.join()
+        interrupted += bool(list(tmp_path.glob(".*.partial")))
+        latest = CheckpointStore(tmp_path).latest()
+        for path in (latest, (tmp_path / "latest").resolve()):
+            found = Manifest.read(path)
+            assert read_trained(path, found)["llama_proj.weight"].shape == (1000, 1000)
+            assert read_state(path)["progress"]["step"] == found.step
+    assert interrupted
+
+
+def test_leftovers_of_a_kill_are_no_checkpoint_and_go_with_the_next_save(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / ".step_2.partial").mkdir()
+    (tmp_path / "step_9").mkdir()  # without a manifest
+    assert CheckpointStore(tmp_path).latest() == tmp_path / "step_1"
+    save(tmp_path, 2)
+    assert not (tmp_path / ".step_2.partial").exists()
+
+
+def test_steps_are_ordered_as_numbers(tmp_path):
+    for step in (9, 10, 100):
+        save(tmp_path, step, keep_last=2)
+    assert sorted(p.name for p in tmp_path.glob("step_*")) == ["step_10", "step_100"]
+
+
+def test_a_disk_that_refuses_is_a_message(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save(tmp_path / "file" / "checkpoints", 1)
