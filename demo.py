@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt4.cli import MINI, fetch_mini, set_up_logging
+from minigpt4.cli import MINI, fetch_mini, report, set_up_logging
 from minigpt4.errors import MiniGPT4Error, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def main() -> int:
             fetch_mini()
         chat = Chat(load_model(arguments.cfg_path, arguments.options, arguments.device))
     except MiniGPT4Error as error:
-        print(f"error: {error}", file=sys.stderr)
+        report(error, debug=False)
         return 1
     page = build_page(chat, Path(arguments.cfg_path).stem)
     page.queue(max_size=16, default_concurrency_limit=1)

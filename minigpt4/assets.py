@@ -140,8 +140,8 @@ def resolve(path: str) -> Path:
     return _place(name)
 
 
-def missing_assets(values: Any) -> list[str]:
-    """Return the names of the assets that config values mention and that are not in the cache.
+def mentioned(values: Any) -> list[str]:
+    """Return the names of the assets that config values mention.
 
     Raises:
         AssetError: an unknown asset is mentioned.
@@ -149,10 +149,19 @@ def missing_assets(values: Any) -> list[str]:
     if isinstance(values, Mapping):
         values = list(values.values())
     if isinstance(values, list):
-        return sorted({name for value in values for name in missing_assets(value)})
+        return sorted({name for value in values for name in mentioned(value)})
     if isinstance(values, str) and values.startswith(PREFIX):
-        return [name for name in expand(values.removeprefix(PREFIX)) if not is_cached(name)]
+        return list(expand(values.removeprefix(PREFIX)))
     return []
+
+
+def missing_assets(values: Any) -> list[str]:
+    """Return the names of the assets that config values mention and that are not in the cache.
+
+    Raises:
+        AssetError: an unknown asset is mentioned.
+    """
+    return [name for name in mentioned(values) if not is_cached(name)]
 
 
 def fetch(name: str) -> Path:

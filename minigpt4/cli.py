@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.verb(arguments)
     except MiniGPT4Error as error:
-        _report(error, debug=getattr(arguments, "debug", False))
+        report(error, debug=getattr(arguments, "debug", False))
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -55,7 +55,7 @@ def set_up_logging() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-def _report(error: MiniGPT4Error, *, debug: bool) -> None:
+def report(error: MiniGPT4Error, *, debug: bool) -> None:
     """Print an error; what every rank finds alike (a config) is printed by rank 0 alone."""
     rank = int(os.environ.get("RANK", "0"))
     if debug:

@@ -52,7 +52,7 @@ class Manifest:
         parts: identities of the frozen parts.
         samples: training samples seen.
         tokens: supervised tokens seen.
-        notes: free text, such as what a small model can and cannot do.
+        notes: what the parts from assets are, and their licences.
     """
 
     format: int

@@ -96,6 +96,7 @@ class Window:
 
 def start_block(model: MiniGPT4, run: RunSection, world_size: int, accumulation: int, precision: str) -> str:
     """Return what a run says of itself at its start."""
+    precision = "fp32" if precision == "no" else precision  # accelerate's word for it
     lines = [f"{'part':<16}{'trainable':>15}{'frozen':>17}"]
     counts = count_parameters(model)
     for part, (trainable, frozen) in counts.items():
@@ -104,7 +105,7 @@ def start_block(model: MiniGPT4, run: RunSection, world_size: int, accumulation:
     lines.append(f"{'together':<16}{total[0]:>15,}{total[1]:>17,}")
     lines.append(
         f"global batch {run.global_batch_size} = {run.batch_size_per_rank} per rank x {world_size} rank(s) x "
-        f"{accumulation} accumulated; {run.total_steps} steps; {'fp32' if precision == 'no' else precision}; run folder {run.output_dir}"
+        f"{accumulation} accumulated; {run.total_steps} steps; {precision}; run folder {run.output_dir}"
     )
     return "\n".join(lines)
 

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
 from minigpt4 import __version__
+from minigpt4.assets import ASSETS, mentioned
 from minigpt4.checkpoints.assemble import load_trained
 from minigpt4.checkpoints.manifest import FORMAT, Manifest, PartIdentity
 from minigpt4.checkpoints.store import CheckpointStore, read_state
@@ -145,6 +146,7 @@ class Snapshots:
             parts=self.identities,
             samples=progress.samples,
             tokens=progress.tokens,
+            notes=[f"{n}: {ASSETS[n].about} ({ASSETS[n].licence})" for n in mentioned(self.config.values)],
         )
 
 

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-from minigpt4.checkpoints.manifest import FORMAT, Manifest, PartIdentity
+from minigpt4.checkpoints.manifest import Manifest
 from minigpt4.checkpoints.store import CheckpointStore, read_state, read_trained
 from minigpt4.errors import CheckpointError
-
-TENSORS = {"llama_proj.weight": torch.arange(1_000_000.0).view(1000, 1000), "llama_proj.bias": torch.zeros(1000)}
-
-
-def manifest(step: int) -> Manifest:
-    parts = {name: PartIdentity("X", "", 1, "0") for name in ("vision_encoder", "resampler", "language_model")}
-    trained = {name: list(tensor.shape) for name, tensor in TENSORS.items()}
-    return Manifest(FORMAT, "0", step, 100, "plain", trained, parts)
-
-
-def save(folder: Path, step: int, keep_last: int = 3) -> Path:
-    store = CheckpointStore(folder, keep_last)
-    return store.save(step, TENSORS, manifest(step), "compat: ours\n", {"progress": {"step": step}})
-
-
-def save_forever(folder: Path, first: int) -> None:
-    for step in range(first, first + 10_000):
-        save(folder, step)
+from tests.checkpoints.parts import TENSORS, manifest, save, save_forever
+from tests.runners.parts import PROCESSES
 
 
 def test_what_is_saved_is_read(tmp_path):
@@ -42,12 +24,11 @@ def test_what_is_saved_is_read(tmp_path):
 
 def test_killed_at_any_instant_of_writing_the_latest_is_usable(tmp_path):
     """The writer does nothing but write, so every kill falls into a write."""
-    context = multiprocessing.get_context("forkserver")
     interrupted = 0
-    for n in range(8):
+    for n in range(6):
         latest = CheckpointStore(tmp_path).latest()
         first = int(latest.name.removeprefix("step_")) + 1 if latest else 1
-        writer = context.Process(target=save_forever, args=(tmp_path, first))
+        writer = PROCESSES.Process(target=save_forever, args=(tmp_path, first))
         writer.start()
         while not (tmp_path / f"step_{first}").exists():
             time.sleep(0.001)

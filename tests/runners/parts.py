@@ -24,9 +24,15 @@ from tests.conftest import read_metrics
 
 SERIES = ("step", "loss", "lr", "grad_norm", "samples", "tokens")
 
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(
-    ["minigpt4.runners.train", "minigpt4.datasets.aligned_pairs", "transformers.models.llama"]
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    [
+        "minigpt4.cli",
+        "minigpt4.runners.train",
+        "tests.checkpoints.parts",
+        "minigpt4.datasets.aligned_pairs",
+        "transformers.models.llama",
+    ]
 )
 
 
@@ -54,7 +60,7 @@ def write(values: dict[str, Any], folder: Path, **run: Any) -> Path:
 
 def start_command(arguments: Sequence[str], environment: dict[str, str] | None = None) -> BaseProcess:
     """Start `python train.py ARGUMENTS` as a process; only the imports are shared with others."""
-    process = _processes.Process(target=_command, args=(list(arguments), environment or {}), daemon=False)
+    process = PROCESSES.Process(target=_command, args=(list(arguments), environment or {}), daemon=False)
     process.start()
     return process
 
@@ -64,8 +70,7 @@ def _command(arguments: list[str], environment: dict[str, str]) -> None:
 
     os.environ.update(environment)
     if output := environment.get("TEST_OUTPUT"):
-        stream = Path(output).open("w", buffering=1)
-        sys.stderr = stream
+        sys.stderr = open(output, "w", buffering=1)  # noqa: PTH123, SIM115
     sys.exit(main(["train", *arguments]))
 
 

@@ -70,7 +70,7 @@ def test_a_rank_with_text_alone_neither_hangs_nor_changes_the_numbers(tiny_value
     assert_same_training(tmp_path / "one", tmp_path / "two")
 
 
-def test_uneven_shards_and_workers_do_not_hang_and_a_resume_goes_on(tiny_values, tmp_path):
+def test_uneven_shards_do_not_hang_and_a_resume_goes_on(tiny_values, tmp_path):
     shards = []
     for number, size in enumerate((1, 7, 3)):
         samples = [
@@ -79,10 +79,6 @@ def test_uneven_shards_and_workers_do_not_hang_and_a_resume_goes_on(tiny_values,
         shards.append(str(write_shard(tmp_path / f"{number}.tar", samples)))
     tiny_values["datasets"] = {"train": {"web": {"type": "web_pairs", "urls": shards}}}
     run = {"total_steps": 12, "batch_size_per_rank": 2, "save_every_steps": 5}
-    whole, parted = (write(tiny_values, tmp_path / name, **run) for name in ("whole", "parted"))
-    assert train_on_ranks([whole, whole]) == [0, 0]
-    assert torch.isfinite(losses(tmp_path / "whole")).all()
-
     # Resumed from step 5 as the very same run: every rank has its own positions.
     stopped = write(tiny_values, tmp_path / "parted", **{**run, "total_steps": 5, "min_learning_rate": 0.01})
     whole_rate = {**run, "min_learning_rate": 0.01}
@@ -93,6 +89,7 @@ def test_uneven_shards_and_workers_do_not_hang_and_a_resume_goes_on(tiny_values,
     parted = write(tiny_values, tmp_path / "parted", **whole_rate, resume=True)
     assert train_on_ranks([parted, parted]) == [0, 0]
     assert train_on_ranks([straight, straight]) == [0, 0]
+    assert torch.isfinite(losses(tmp_path / "straight")).all()
     assert torch.equal(losses(tmp_path / "straight"), losses(tmp_path / "parted"))
 
 

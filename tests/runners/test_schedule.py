@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,8 +34,8 @@ def runs(draw: st.DrawFn) -> RunSection:
 def test_warm_up_rises_hands_over_at_the_peak_and_the_rate_ends_at_the_floor(run):
     series = [learning_rate(step, run) for step in range(run.total_steps)]
     rising, falling = series[: run.warmup_steps + 1], series[run.warmup_steps :]
-    assert all(a <= b * (1 + 1e-9) for a, b in zip(rising, rising[1:], strict=False))
-    assert all(a >= b * (1 - 1e-9) for a, b in zip(falling, falling[1:], strict=False))
+    assert all(a <= b * (1 + 1e-9) for a, b in itertools.pairwise(rising))
+    assert all(a >= b * (1 - 1e-9) for a, b in itertools.pairwise(falling))
     assert series[run.warmup_steps] == pytest.approx(run.learning_rate)
     assert series[-1] == pytest.approx(run.min_learning_rate)
     if run.warmup_steps:
@@ -46,7 +48,7 @@ def test_the_rate_never_jumps(run):
     steps_of_cosine = max(run.total_steps - 1 - run.warmup_steps, 1)
     largest = span * max(1 / max(run.warmup_steps, 1) if run.warmup_steps else 0, 1.6 / steps_of_cosine)
     series = [learning_rate(step, run) for step in range(run.total_steps)]
-    assert max(abs(a - b) for a, b in zip(series, series[1:], strict=False)) <= largest * (1 + 1e-6)
+    assert max(abs(a - b) for a, b in itertools.pairwise(series)) <= largest * (1 + 1e-6)
 
 
 @given(runs())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def test_train_py_leaves_a_complete_run_folder(tiny_values, tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert {"step", "loss", "lr", "samples", "tokens", "seconds", "grad_norm"} <= lines[0].keys()
     assert [line["samples"] for line in lines] == [4, 8, 12, 16]
-    assert all(a["tokens"] < b["tokens"] for a, b in zip(lines, lines[1:], strict=False))
+    assert all(a["tokens"] < b["tokens"] for a, b in itertools.pairwise(lines))
     log = (folder / "log.txt").read_text()
     assert "llama_proj                2,080                0" in log
     assert "language_model                0" in log
