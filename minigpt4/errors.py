@@ -31,8 +31,9 @@ class ConfigError(MiniGPT4Error):
 class MissingDependencyError(MiniGPT4Error):
     """An optional package is needed and not installed."""
 
-    def __init__(self, package: str, purpose: str, extra: str) -> None:
-        super().__init__(f"{purpose} needs the package {package!r}: pip install 'minigpt4[{extra}]'")
+    def __init__(self, package: str, purpose: str, extra: str = "") -> None:
+        wanted = f"'minigpt4[{extra}]'" if extra else package
+        super().__init__(f"{purpose} needs the package {package!r}: pip install {wanted}")
 
 
 class AssetError(MiniGPT4Error):

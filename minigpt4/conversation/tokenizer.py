@@ -31,7 +31,6 @@ class TextTokenizer:
         specials = {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values())}
         spelt = (re.escape(s) for s in sorted(specials, key=len, reverse=True) if s)
         self._specials = re.compile("|".join(spelt) or r"(?!)")
-        self._special_ids = set(tokenizer.all_special_ids)
         self._guard_added_tokens()
 
     @classmethod
@@ -74,10 +73,6 @@ class TextTokenizer:
         """Return the text of `ids`."""
         text: Any = self.tokenizer.decode(list(ids), skip_special_tokens=not keep_special)
         return str(text)
-
-    def is_special(self, token_id: int) -> bool:
-        """Whether an id is a special token (BOS, EOS, turn marks)."""
-        return token_id in self._special_ids
 
     def own_template(self) -> Template:
         """Return the tokenizer's own chat template as a `Template`.

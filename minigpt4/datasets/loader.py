@@ -28,6 +28,7 @@ from minigpt4.conversation.dialogue import Dialogue
 from minigpt4.datasets.collate import collate
 from minigpt4.datasets.mixture import Mixture
 from minigpt4.datasets.source import Example, Item, Source
+from minigpt4.datasets.workers import start_worker
 from minigpt4.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -210,7 +211,8 @@ def build_loader(
         num_workers=plan.num_workers,
         multiprocessing_context=context,
         persistent_workers=False,  # the stream is read once, and a second pass must start where the plan says
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
+        generator=torch.Generator(),  # else its start draws from the generator of dropout, and a resume differs
     )
 
 
@@ -281,7 +283,3 @@ def _sample(item: Item, encoder: DialogueEncoder, processor: PixelProcessor, ski
         return None
     skips.in_a_row = 0
     return sample
-
-
-def _start_worker(worker: int) -> None:
-    torch.set_num_threads(1)

@@ -25,11 +25,12 @@ def wanted_trackers(tracking: TrackingSection) -> list[str]:
     Raises:
         MissingDependencyError: a tracker's package is not installed; accelerate would drop it in silence.
     """
-    names = [name for name in ("wandb", "tensorboard") if getattr(tracking, name)]
+    extras = {"wandb": "", "tensorboard": "tensorboard"}
+    names = [name for name in extras if getattr(tracking, name)]
     for name in names:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:  # a mere folder of that name, as `wandb` leaves behind, has no origin
-            raise MissingDependencyError(name, f"tracking.{name}", name)
+            raise MissingDependencyError(name, f"tracking.{name}", extras[name])
     return names
 
 

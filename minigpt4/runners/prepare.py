@@ -61,9 +61,7 @@ def training_batches(config: Config, loaded: LoadedModel, accelerator: Accelerat
         positions=state.positions,
         consumed=state.progress.batches,
     )
-    loader = build_loader(Mixture(sources), loaded.encoder, loaded.image_processor, plan)
-    loader.generator = torch.Generator()  # else its start draws from the generator of dropout, and a resume differs
-    return loader
+    return build_loader(Mixture(sources), loaded.encoder, loaded.image_processor, plan)
 
 
 def validation_batches(config: Config, loaded: LoadedModel) -> list[Batch]:

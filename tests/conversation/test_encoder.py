@@ -59,7 +59,7 @@ def test_labels_are_the_answers_and_content_never_becomes_special(template, kind
 
 
 def is_mark(tokenizer, token: int) -> bool:
-    return token in tokenizer.tokenizer.added_tokens_decoder or tokenizer.is_special(token)
+    return token in tokenizer.tokenizer.added_tokens_decoder or token in tokenizer.tokenizer.all_special_ids
 
 
 @pytest.mark.parametrize(("template", "kind"), CASES)

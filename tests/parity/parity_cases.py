@@ -36,9 +36,7 @@ def dialogues(meta: dict[str, Any], case: dict[str, Any], encoder: ConversationE
     ]
 
 
-def samples_of(
-    meta: dict[str, Any], name: str, encoder: ConversationEncoder, images: torch.Tensor
-) -> list[Sample]:
+def samples_of(meta: dict[str, Any], name: str, encoder: ConversationEncoder, images: torch.Tensor) -> list[Sample]:
     """Return the encoded samples of a case, in order."""
     return [
         Sample(

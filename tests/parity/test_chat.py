@@ -55,7 +55,5 @@ def test_chat_equals_the_published_one(format_, turn, models, tokenizer):
     # The first published id is an artefact of the old generate: compare from the second on.
     wanted = numbers[f"{key}.greedy"][0, 1:].tolist()
     embeds, mask = pad_left([context[0]])
-    steps = decode(
-        model.language_model, embeds, mask, ChatSection(max_new_tokens=len(wanted)), lambda row, ids: False
-    )
+    steps = decode(model.language_model, embeds, mask, ChatSection(max_new_tokens=len(wanted)), lambda row, ids: False)
     assert [step[0] for step in steps] == wanted

@@ -1,13 +1,18 @@
-"""A second language model of the same size."""
+"""The server that processes are forked from, and a second language model of the same size."""
 
 from __future__ import annotations
 
 import shutil
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.runners.parts import PROCESSES  # noqa: F401 (says what the server imports)
+
+forkserver.ensure_running()  # before a data loader starts it with fewer imports: there is one for the whole session
 
 
 @pytest.fixture(scope="session")

@@ -27,11 +27,11 @@ SERIES = ("step", "loss", "lr", "grad_norm", "samples", "tokens")
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [
-        "minigpt4.cli",
-        "minigpt4.runners.train",
+        "tests.runners.parts",
         "tests.checkpoints.parts",
+        "minigpt4.cli",
         "minigpt4.datasets.aligned_pairs",
-        "transformers.models.llama",
+        "transformers.models.llama.modeling_llama",
     ]
 )
 

@@ -74,6 +74,16 @@ def test_killed_at_random_and_resumed_it_is_the_same_run(tiny_values, tmp_path, 
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def descendants(pid: int) -> list[int]:
+    """Return the processes that `pid` started, and those that they did."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks into /proc")
 def test_killed_with_two_workers_and_accumulation_as_a_user_would_run_it(tiny_values, tmp_path):
     run = {"total_steps": 60, "batch_size_per_rank": 1, "global_batch_size": 3, "num_workers": 2, "save_every_steps": 7}
     train(tiny_values, tmp_path / "whole", **run)
@@ -81,8 +91,14 @@ def test_killed_with_two_workers_and_accumulation_as_a_user_would_run_it(tiny_va
     process = subprocess.Popen([sys.executable, ROOT / "train.py", "--cfg-path", file], stderr=subprocess.DEVNULL)
     while process.poll() is None and not (tmp_path / "killed" / "checkpoints" / "latest").exists():
         time.sleep(0.005)
+    helpers = descendants(process.pid)
+    assert len(helpers) >= 3  # the fork server and two workers
     process.kill()
     assert process.wait() == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while (left := [pid for pid in helpers if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left, "a killed run must leave no process behind"
     at = read_metrics(tmp_path / "killed")[-1]["step"]
     assert 7 <= at < 60
     train(tiny_values, tmp_path / "killed", **run, resume=True)
