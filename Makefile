@@ -17,7 +17,7 @@ quickstart: $(VENV)/.installed assets
 	@echo "== stage 2, the same questions about other images: the control"
 	$(BIN)/python -m minigpt4 evaluate --options evaluation.samples=1000 evaluation.shuffle_images=true model.init_from=output/mini_stage2/checkpoints/latest evaluation.output=output/mini_stage2/score_shuffled.jsonl
 	@echo "== and a question about a held-out image"
-	$(BIN)/python -m minigpt4 chat --options model.init_from=output/mini_stage2/checkpoints/latest --image "$$($(BIN)/python -m minigpt4 assets easy-vqa --path)/test/images/7.png" --question "What do you see?"
+	$(BIN)/python -m minigpt4 chat --options model.init_from=output/mini_stage2/checkpoints/latest --image "$$($(BIN)/python -m minigpt4 assets easy-vqa --path)/test/images/7.png" --question "Describe this image in detail."
 
 test: $(VENV)/.installed assets
 	$(BIN)/python -m pytest

@@ -41,6 +41,9 @@ def build_page(chat: Chat, name: str) -> gr.Blocks:
         try:
             if files or "session" not in state:
                 state["session"] = chat.session(images=files)
+                state["before"] = sum(message["role"] == "user" for message in history)
+            # Retry and undo take messages away on the page; what is asked then must not see them either.
+            state["session"].keep(sum(message["role"] == "user" for message in history) - state["before"])
             answer = ""
             for text in state["session"].stream(message.get("text") or "Describe this image in detail."):
                 answer += text

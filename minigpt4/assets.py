@@ -7,7 +7,6 @@ never imported. Building a model never fetches: `resolve` only looks, `fetch` is
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
 import logging
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.errors import AssetError, MissingDependencyError
+from minigpt4.registry import did_you_mean
 
 PREFIX = "asset:"
 _log = logging.getLogger(__name__)
@@ -115,9 +115,7 @@ def expand(name: str) -> tuple[str, ...]:
         return GROUPS[name]
     if name not in ASSETS:
         known = [*GROUPS, *ASSETS]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise AssetError(f"unknown asset {name!r}.{hint} Known: {', '.join(known)}")
+        raise AssetError(f"unknown asset {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}")
     return (name,)
 
 

@@ -28,7 +28,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
         ConfigError: fp16 without an accelerator, where it would silently be float32.
     """
     if wanted == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     if wanted == "fp16" and device.type == "cpu":
         raise ConfigError("run.precision: fp16 needs an accelerator; on a CPU use bf16 or fp32")
     return "no" if wanted == "fp32" else wanted

@@ -80,5 +80,9 @@ class ContextLengthError(MiniGPT4Error):
     """A prompt is longer than the language model's context."""
 
 
+class DecodingError(MiniGPT4Error):
+    """The language model gives no usable logits."""
+
+
 class TrainingError(MiniGPT4Error):
     """Training cannot go on: values that are not finite, too many skipped samples, ranks that disagree."""

@@ -25,6 +25,12 @@ def nearest(name: object, known: Iterable[str]) -> str | None:
     return near[0] if near else None
 
 
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` for the name in `known` that is most like `name`, or nothing."""
+    near = nearest(name, known)
+    return f" Did you mean {near!r}?" if near else ""
+
+
 class Registry:
     """A table from names to classes, each class given as `"module:Class"` or registered by a plugin."""
 
@@ -49,9 +55,8 @@ class Registry:
             UnknownNameError: no such name; the message has the nearest one and the list of all.
         """
         if name not in self:
-            near = nearest(name, self._entries)
-            hint = f" Did you mean {near!r}?" if near else ""
-            raise UnknownNameError(f"unknown {self.kind} {name!r}.{hint} Known: {', '.join(self.names())}")
+            near = did_you_mean(name, self._entries)
+            raise UnknownNameError(f"unknown {self.kind} {name!r}.{near} Known: {', '.join(self.names())}")
         entry = self._entries[name]
         if isinstance(entry, str):
             module, _, attribute = entry.partition(":")

@@ -182,9 +182,9 @@ def _read_folder(folder: Path, want: Callable[[str], bool]) -> dict[str, Tensor]
 def fingerprint(tensors: Iterable[tuple[str, Tensor]], samples: int = 64) -> str:
     """Return a short identity of named tensors: names, shapes and `samples` values of each, spread evenly.
 
-    Values are rounded to bfloat16 first, so that a model loaded in another precision keeps its identity. Reading a few
-    values of each tensor takes a fraction of a second on 7 billion parameters; a changed tensor is practically always
-    seen, a single changed value is not.
+    Values are rounded to bfloat16 first, so that a model loaded in float32 or bfloat16 keeps its identity; float16
+    rounds a float32 file differently and gives another one. Reading a few values of each tensor takes a fraction of a
+    second on 7 billion parameters; a changed tensor is practically always seen, a single changed value is not.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from minigpt4.chat.section import ChatSection
-from minigpt4.errors import TrainingError
+from minigpt4.errors import DecodingError
 from minigpt4.models.language_model import LanguageModel
 
 
@@ -108,7 +108,7 @@ def _chooser(settings: ChatSection, device: torch.device) -> Callable[[list[list
 
     def choose(ids: list[list[int]], logits: Tensor) -> Tensor:
         if not torch.isfinite(logits).all():
-            raise TrainingError("the language model's logits are not finite; load it in bfloat16 or float32")
+            raise DecodingError("the language model's logits are not finite; load it in bfloat16 or float32")
         history = torch.tensor(ids, dtype=torch.long, device=device)
         scores = processors(history, logits)  # type: ignore[arg-type]
         if settings.temperature == 0:

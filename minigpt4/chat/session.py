@@ -58,6 +58,10 @@ class Session:
             yield text
         self.dialogue = replace(asked, turns=(*self.turns, replace(asked.turns[-1], answer=answer)))
 
+    def keep(self, turns: int) -> None:
+        """Forget all but the first `turns` turns, to ask again from there."""
+        self.dialogue = replace(self.dialogue, turns=self.turns[:turns])
+
     def _with_images(self, question: str) -> str:
         """Put the images in front of the first question, unless it places them itself."""
         if self.turns or self.features is None or IMAGE_MARK in question:

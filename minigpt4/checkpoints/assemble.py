@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -134,6 +134,7 @@ def load_trained(model: MiniGPT4, folder: Path, manifest: Manifest) -> None:
             "is model.language_model.lora set as it was in training?"
         )
     report = load_strict(model, tensors, source=str(folder), optional=lambda name: name not in tensors)
+    model.inherited = frozenset(tensors)
     _log.info("%s", report)
 
 
@@ -157,9 +158,18 @@ def _from_checkpoint(folder: Path, options: Sequence[str]) -> LoadedModel:
 
 def _build(config: Config) -> LoadedModel:
     section = config.model
-    torch.manual_seed(config.run.seed if config.run is not None else 0)
     tokenizer = TextTokenizer.from_path(resolve(section.language_model.config.path))
-    model: MiniGPT4 = section.build()
-    encoder = ConversationEncoder(tokenizer, model.num_query_tokens, config.conversation, config.compat)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed if config.run is not None else 0)
+        model: MiniGPT4 = section.build()
+    tokenizer.fit(model.language_model.vocab_size)
+    settings = config.conversation
+    if settings.max_tokens > model.language_model.context_length:
+        settings = replace(settings, max_tokens=model.language_model.context_length)
+    if settings.isolate_turns and model.language_model.model.config._attn_implementation == "flash_attention_2":
+        raise ConfigError(
+            "conversation.isolate_turns needs attention masks that flash_attention_2 does not take: use sdpa"
+        )
+    encoder = ConversationEncoder(tokenizer, model.num_query_tokens, settings, config.compat)
     processor = config.processors.image.build(spec=model.vision_encoder.image_spec)
     return LoadedModel(model, encoder, processor, config)

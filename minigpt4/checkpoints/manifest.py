@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,14 @@ class PartIdentity:
         source: path or asset it was loaded from, as the config had it.
         width: Dv, Dq or Dl.
         fingerprint: of its frozen tensors; see `minigpt4.weights.fingerprint`.
+        settings: what else decides its features, such as image size and normalisation.
     """
 
     type: str
     source: str
     width: int
     fingerprint: str
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,22 +95,24 @@ class Manifest:
             raise CheckpointError(f"{path}: damaged: {error!r}") from error
 
 
-def identify(model: MiniGPT4) -> dict[str, PartIdentity]:
-    """Return the identities of the model's frozen parts."""
-    sources = {
-        "vision_encoder": (model.vision_encoder.weights_source, model.vision_encoder.feature_dim),
-        "resampler": (model.resampler.weights_source, model.resampler.feature_dim),
-        "language_model": (model.language_model.source, model.language_model.hidden_size),
+def identify(model: MiniGPT4, learnt: Collection[str]) -> dict[str, PartIdentity]:
+    """Return the identities of the model's parts, as they are beside the tensors named in `learnt`."""
+    widths = {
+        "vision_encoder": model.vision_encoder.feature_dim,
+        "resampler": model.resampler.feature_dim,
+        "language_model": model.language_model.hidden_size,
     }
-    return {
-        part: PartIdentity(type(getattr(model, part)).__name__, source, width, fingerprint(model.frozen_tensors(part)))
-        for part, (source, width) in sources.items()
-    }
+    identities = {}
+    for name, width in widths.items():
+        part = getattr(model, name)
+        digest = fingerprint(model.tensors_beside(name, learnt))
+        identities[name] = PartIdentity(type(part).__name__, part.source, width, digest, part.settings)
+    return identities
 
 
 def check_parts(manifest: Manifest, model: MiniGPT4, place: str) -> None:
-    """Raise CheckpointError unless the model's frozen parts are those the checkpoint was trained with."""
-    found = identify(model)
+    """Raise CheckpointError unless the model's parts are those beside which the checkpoint was trained."""
+    found = identify(model, manifest.trained)
     for name in FROZEN_PARTS:
         theirs, ours = manifest.parts.get(name), found[name]
         if theirs is None:
@@ -119,6 +124,13 @@ def check_parts(manifest: Manifest, model: MiniGPT4, place: str) -> None:
             )
         if theirs.type != ours.type:
             raise CheckpointError(f"{place}: trained with the {name} {theirs.type}; yours is {ours.type}")
+        changed = [
+            f"{key} {theirs.settings.get(key)} (yours: {ours.settings.get(key)})"
+            for key in sorted(theirs.settings.keys() | ours.settings.keys())
+            if theirs.settings.get(key) != ours.settings.get(key)
+        ]
+        if changed:
+            raise CheckpointError(f"{place}: trained with other settings of the {name}: {', '.join(changed)}")
         if theirs.fingerprint != ours.fingerprint:
             raise CheckpointError(
                 f"{place}: trained with another {name}: of the same size, but its weights differ "

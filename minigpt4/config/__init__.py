@@ -5,13 +5,14 @@ resolves `${...}` (`interpolation`) and holds the result against the dataclasses
 (`validate`). `files` looks for the paths a validated config mentions.
 """
 
-from minigpt4.config.files import missing_files
+from minigpt4.config.files import differences, missing_files
 from minigpt4.config.loader import Config, config_from_values, load_config
 from minigpt4.config.paths import find_config, resolve_shipped, shipped, shipped_configs
 
 __all__ = [
     "Config",
     "config_from_values",
+    "differences",
     "find_config",
     "load_config",
     "missing_files",

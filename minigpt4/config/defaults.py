@@ -71,7 +71,8 @@ def _fill_component(filled: dict[str, Any], spec: dataclasses.Field[Any], option
     if many:
         value = {} if value is None else value
         if isinstance(value, dict):
-            value = {name: _filled_component(registry, item, default) for name, item in value.items()}
+            given = {name: item for name, item in value.items() if item is not None}  # null takes an inherited one away
+            value = {name: _filled_component(registry, item, default) for name, item in given.items()}
     elif spec.name not in filled:
         value = None if optional and default is None else _filled_component(registry, {}, default)
     else:

@@ -70,3 +70,28 @@ def _exists(path: str) -> bool:
     if found is None or Path(path).exists():
         return resolve_shipped(path).exists()
     return Path(path[: found.start()] + "_").parent.is_dir()
+
+
+def differences(one: Config, other: Config, *sections: str) -> list[str]:
+    """Return the dotted keys in which two configs differ, those of file and folder paths left out.
+
+    Args:
+        one: a validated config.
+        other: another one.
+        sections: the sections compared.
+    """
+    return [key for name in sections for key in _differing(getattr(one, name), getattr(other, name), name)]
+
+
+def _differing(one: Any, other: Any, key: str) -> Iterator[str]:
+    if isinstance(one, Component) and isinstance(other, Component) and one.type == other.type:
+        yield from _differing(one.config, other.config, key)
+    elif isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        for name in one:
+            yield from _differing(one[name], other[name], f"{key}.{name}")
+    elif dataclasses.is_dataclass(one) and type(one) is type(other) and not isinstance(one, Component):
+        for spec in dataclasses.fields(one):
+            if not spec.metadata.get("path"):
+                yield from _differing(getattr(one, spec.name), getattr(other, spec.name), f"{key}.{spec.name}")
+    elif one != other:
+        yield key

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from minigpt4.errors import ConfigError
-from minigpt4.registry import nearest
+from minigpt4.registry import did_you_mean
 
 SHIPPED = "shipped:"
 """Begins a path that is looked for among the files that travel with the package."""
@@ -57,7 +57,6 @@ def find_config(path: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     known = shipped_configs()
-    near = nearest(name.stem, {Path(file).stem for file in known})
-    hint = f" Did you mean {near!r}?" if near else ""
+    hint = did_you_mean(name.stem, {Path(file).stem for file in known})
     found = f"{str(path)!r} is a folder, not a config file." if given.is_dir() else f"no config file {str(path)!r}."
     raise ConfigError(f"{found}{hint} Shipped: {', '.join(known) or 'none'}")

@@ -73,6 +73,34 @@ class RunSection:
     collective_timeout_seconds: int = 1800
     """How long a rank waits for the others before it gives up."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no run can use, all of them at once."""
+        least = {
+            "seed": 0,
+            "total_steps": 0,
+            "warmup_steps": 0,
+            "global_batch_size": 1,
+            "batch_size_per_rank": 1,
+            "num_workers": 0,
+            "keep_last": 1,
+            "validation_samples": 1,
+            "learning_rate": 0,
+            "min_learning_rate": 0,
+            "warmup_start_learning_rate": 0,
+            "weight_decay": 0,
+            "max_grad_norm": 0,
+            "max_nonfinite_steps": 1,
+        }
+        wrong = [
+            f"{name} must be at least {low}, found {getattr(self, name)}: pass --options run.{name}=N"
+            for name, low in least.items()
+            if getattr(self, name) < low
+        ]
+        if not all(0 <= beta < 1 for beta in self.adam_betas):
+            wrong.append(f"adam_betas must lie in [0, 1), found {list(self.adam_betas)}")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingSection:

@@ -36,6 +36,11 @@ class ConversationSection:
     isolate_turns: bool = False
     """Mask the turns of a sample from one another: each is then a first turn, and no answer can be read off another."""
 
+    def __post_init__(self) -> None:
+        """Refuse a template that does not exist; the tokenizer's own is known only once it is loaded."""
+        if self.template != OWN:
+            get_template(self.template)
+
 
 @dataclass
 class Encoded:

@@ -6,11 +6,11 @@ published code used in one place and not in the other; only `compat: published` 
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 
 from minigpt4.conversation.dialogue import IMAGE_MARK
 from minigpt4.errors import ConversationError, UnknownNameError
+from minigpt4.registry import did_you_mean
 
 _TAGGED = f"<Img>{IMAGE_MARK}</Img>"
 
@@ -106,9 +106,7 @@ def get_template(name: str) -> Template:
     """
     if name not in TEMPLATES:
         known = [*TEMPLATES, OWN]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UnknownNameError(f"unknown template {name!r}.{hint} Known: {', '.join(known)}")
+        raise UnknownNameError(f"unknown template {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}")
     return TEMPLATES[name]
 
 

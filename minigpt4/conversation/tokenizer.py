@@ -28,6 +28,8 @@ class TextTokenizer:
         self.tokenizer = tokenizer
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
+        # A valid id for positions whose id does not matter: padding, and images.
+        self.filler_id: int = next(i for i in (tokenizer.pad_token_id, self.eos_id, 0) if i is not None)
         specials = {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values())}
         spelt = (re.escape(s) for s in sorted(specials, key=len, reverse=True) if s)
         self._specials = re.compile("|".join(spelt) or r"(?!)")
@@ -50,10 +52,22 @@ class TextTokenizer:
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             raise WeightsError(f"{path}: no usable tokenizer there: {str(error).splitlines()[0]}") from error
 
-    @property
-    def filler_id(self) -> int:
-        """A valid id for positions whose id does not matter: padding, and images."""
-        return next(i for i in (self.tokenizer.pad_token_id, self.eos_id, 0) if i is not None)
+    def fit(self, vocab_size: int) -> None:
+        """Make sure that every id has a row in an embedding of `vocab_size` rows.
+
+        An added padding token without a row, as old Vicuna folders have, is not used; it is a filler only.
+
+        Raises:
+            WeightsError: the tokenizer's own vocabulary is larger than the embedding.
+        """
+        largest = max((i for t, i in self.tokenizer.get_vocab().items() if t != self.tokenizer.pad_token), default=0)
+        if largest >= vocab_size:
+            raise WeightsError(
+                f"the tokenizer has ids up to {largest}, but the language model's embedding has {vocab_size} rows: "
+                "they do not belong together"
+            )
+        if self.filler_id >= vocab_size:
+            self.filler_id = self.eos_id if self.eos_id is not None else 0
 
     def encode(self, runs: Sequence[Run]) -> list[int]:
         """Return the ids of `runs` tokenised as one text, without BOS or EOS of the tokenizer's own.

@@ -22,7 +22,7 @@ def part_of(parameter: str) -> str:
 
 
 def set_trainable(model: nn.Module, trainable: Sequence[str]) -> None:
-    """Let the parts named in `trainable` learn, and freeze everything else.
+    """Let the parts named in `trainable` learn, in float32, and freeze everything else.
 
     Raises:
         ConfigError: a name is not a part, or the part has no parameters (LoRA without a rank, say).
@@ -34,6 +34,8 @@ def set_trainable(model: nn.Module, trainable: Sequence[str]) -> None:
     for name, parameter in model.named_parameters():
         part = part_of(name)
         parameter.requires_grad_(part in trainable)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # half-precision weights would round small updates away
         found.add(part)
     empty = [name for name in trainable if name not in found]
     if empty:

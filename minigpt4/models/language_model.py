@@ -5,6 +5,7 @@ Input: token ids, or embeds with images already spliced in. Output: embeds and l
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -55,6 +56,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model = model
         self.source = source
+        self.settings: dict[str, Any] = {}
         if model.get_output_embeddings() is None:
             raise WeightsError(f"{type(model).__name__} has no output embeddings; a causal LM is needed")
 
@@ -102,7 +104,8 @@ class LanguageModel(nn.Module):
     @property
     def context_length(self) -> int:
         """The longest sequence the model was made for, in tokens."""
-        return self.model.config.get_text_config().max_position_embeddings
+        limit: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return limit or sys.maxsize  # models with relative positions, such as BLOOM, name no limit
 
     @property
     def dtype(self) -> torch.dtype:

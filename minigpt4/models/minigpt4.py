@@ -5,7 +5,7 @@ Input: a `Batch`, or images and embeds for chat. Output: the summed loss, or log
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -71,6 +71,7 @@ class MiniGPT4(nn.Module):
         self.language_model = language_model
         self.llama_proj = nn.Linear(resampler.feature_dim, language_model.hidden_size)
         self.trainable = tuple(trainable)
+        self.inherited: frozenset[str] = frozenset()
         set_trainable(self, self.trainable)
         self.train(self.training)
 
@@ -103,24 +104,23 @@ class MiniGPT4(nn.Module):
     def learnt_names(self) -> set[str]:
         """Return the names of the tensors that training sets.
 
-        They are what has a gradient, the buffers beside it (such as a batch norm's running means), and what was
-        calibrated.
+        They are what has a gradient, the buffers beside it (such as a batch norm's running means), what was calibrated,
+        and what an earlier stage trained, frozen as it may be now.
         """
         with_gradient = {name for name, p in self.named_parameters() if p.requires_grad}
         beside = {name for name, _ in self.named_buffers() if part_of(name) in self.trainable}
-        return with_gradient | beside | {f"resampler.{name}" for name in self.resampler.calibrated}
+        return with_gradient | beside | {f"resampler.{name}" for name in self.resampler.calibrated} | self.inherited
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return the tensors that training sets, by name."""
         learnt = self.learnt_names()
         return {name: tensor.detach() for name, tensor in self.state_dict().items() if name in learnt}
 
-    def frozen_tensors(self, part: str) -> list[tuple[str, Tensor]]:
-        """Return the frozen parameters and buffers of a part, for its fingerprint.
+    def tensors_beside(self, part: str, learnt: Collection[str]) -> list[tuple[str, Tensor]]:
+        """Return the parameters and buffers of a part that are not among the `learnt` names, for its fingerprint.
 
         Adapters change neither the tensors of a part nor, here, their names: the part beside them is the same one.
         """
-        learnt = self.learnt_names()
         return [
             (name.replace(".base_layer.", "."), tensor)
             for name, tensor in getattr(self, part).state_dict().items()
@@ -130,8 +130,7 @@ class MiniGPT4(nn.Module):
     @torch.no_grad()
     def calibrate(self, pixel_values: Tensor) -> None:
         """Take the statistics that the resampler wants, from training images (I, 3, H, W)."""
-        if self.resampler.calibrated:
-            self.resampler.calibrate(self.vision_encoder(pixel_values))
+        self.resampler.calibrate(torch.cat([self.vision_encoder(part) for part in pixel_values.split(32)]))
 
     def query_features(self, pixel_values: Tensor) -> Tensor:
         """Return (I, Q, Dq) for `pixel_values` (I, 3, H, W); without gradient where both parts are frozen."""
@@ -172,7 +171,7 @@ class MiniGPT4(nn.Module):
         if not torch.is_grad_enabled():
             return loss
         # A batch without images must still touch every trained tensor, or ranks would wait for its gradient forever.
-        return loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
+        return loss + sum(0.0 * p.float().sum() for p in self.parameters() if p.requires_grad)
 
     @torch.no_grad()
     def losses_per_sample(self, batch: Batch) -> tuple[Tensor, Tensor]:

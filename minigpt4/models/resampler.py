@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from minigpt4.assets import resolve
 from minigpt4.errors import ConfigError
+from minigpt4.models.identity import identity_settings
 from minigpt4.models.vision import VisionEncoder
 from minigpt4.registry import path_field
 from minigpt4.weights import RANDOM, load_strict, read_tensors
@@ -32,13 +34,15 @@ class Resampler(nn.Module):
     Attributes:
         num_query_tokens: Q.
         feature_dim: Dq.
-        weights_source: where its weights came from.
+        settings: what its config says of what it computes.
+        source: where its weights came from, as the config has it.
         calibrated: names of buffers that `calibrate` sets from training images; they are saved with what was trained.
     """
 
     num_query_tokens: int
     feature_dim: int
-    weights_source: str = ""
+    settings: dict[str, Any]
+    source: str = ""
     calibrated: tuple[str, ...] = ()
 
     def calibrate(self, patch_features: Tensor) -> None:
@@ -82,6 +86,7 @@ class QFormer(Resampler):
         )
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
         nn.init.normal_(self.query_tokens, std=self.qformer.config.initializer_range)
+        self.settings = identity_settings(config)
         self.num_query_tokens = config.num_query_tokens
         self.feature_dim = config.hidden_size
 
@@ -102,7 +107,7 @@ class QFormer(Resampler):
         path = str(resolve(weights))
         tensors = read_tensors(path, lambda name: name == "query_tokens" or name.startswith("Qformer.bert."))
         load_strict(self, {qformer_name(n): t for n, t in tensors.items()}, source=path, ignore=is_text_branch)
-        self.weights_source = path
+        self.source = weights
 
     def forward(self, patch_features: Tensor) -> Tensor:
         """Return `query_features` (I, Q, Dq), float32 outside autocast."""
@@ -130,6 +135,11 @@ class MergeConfig:
     neighbours: int = 4
     """Consecutive patches joined to one query feature."""
 
+    def __post_init__(self) -> None:
+        """Refuse what joins nothing."""
+        if self.neighbours < 1:
+            raise ValueError(f"neighbours must be at least 1, found {self.neighbours}")
+
 
 class Merge(Resampler):
     """Drop the class token and join neighbouring patches along their width: 256 patches of 1408 to 64 of 5632."""
@@ -141,6 +151,7 @@ class Merge(Resampler):
         patches = vision_encoder.num_patches - vision_encoder.num_prefix_tokens
         if patches % config.neighbours:
             raise ConfigError(f"model.resampler.neighbours: {patches} patches are not divisible by {config.neighbours}")
+        self.settings = identity_settings(config)
         self.prefix = vision_encoder.num_prefix_tokens
         self.num_query_tokens = patches // config.neighbours
         self.feature_dim = vision_encoder.feature_dim * config.neighbours
@@ -184,6 +195,7 @@ class Pool(Resampler):
         if config.grid > min(vision_encoder.grid):
             raise ConfigError(f"model.resampler.grid: {config.grid} is finer than the encoder's {vision_encoder.grid}")
         width = vision_encoder.feature_dim
+        self.settings = identity_settings(config)
         self.prefix = vision_encoder.num_prefix_tokens
         self.patch_grid = vision_encoder.grid
         self.cells = config.grid
@@ -206,7 +218,8 @@ class Pool(Resampler):
         cells = self._cells(patch_features)
         images, _, width = cells.shape
         if self.calibrated:
-            cells = (cells - self.mean) @ self.whitening
+            with torch.autocast(cells.device.type, enabled=False):  # it lifts small differences, which must be exact
+                cells = (cells - self.mean) @ self.whitening
         if not self.position_features:
             return self.scale * cells
         # As long as a feature vector, or the cell's bias would learn that much slower than its features.
@@ -216,9 +229,7 @@ class Pool(Resampler):
     @torch.no_grad()
     def calibrate(self, patch_features: Tensor) -> None:
         """Set mean and ZCA whitening from training images; directions that hardly vary are damped, not blown up."""
-        if not self.calibrated:
-            return
-        cells = self._cells(patch_features).flatten(0, 1)
+        cells = self._cells(patch_features).flatten(0, 1).cpu()  # some accelerators have no eigenvalues
         mean = cells.mean(0)
         centred = cells - mean
         variances, directions = torch.linalg.eigh(centred.T @ centred / len(centred))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from minigpt4.assets import resolve
 from minigpt4.errors import ConfigError, UnknownNameError
+from minigpt4.models.identity import identity_settings
 from minigpt4.processors.image import ImageSpec
 from minigpt4.registry import path_field
 from minigpt4.weights import RANDOM, in_order, load_strict, read_tensors
@@ -36,7 +37,8 @@ class VisionEncoder(nn.Module):
     num_prefix_tokens: int
     grid: tuple[int, int]
     image_spec: ImageSpec
-    weights_source: str = RANDOM
+    settings: dict[str, Any]
+    source: str = RANDOM
 
     @property
     def num_patches(self) -> int:
@@ -93,6 +95,7 @@ class EvaViTG(VisionEncoder):
             use_fc_norm=False,
             use_post_transformer_norm=False,
         )
+        self.settings = identity_settings(config)
         self.ln_vision = nn.LayerNorm(config.embed_dim, eps=1e-5)
         self.feature_dim = config.embed_dim
         side = config.image_size // config.patch_size
@@ -123,7 +126,7 @@ class EvaViTG(VisionEncoder):
             norm = read_tensors(norm_path, lambda name: name.startswith("ln_vision."))
             renamed = {name.removeprefix("ln_vision."): tensor for name, tensor in norm.items()}
             load_strict(self.ln_vision, renamed, source=norm_path)
-        self.weights_source = path
+        self.source = weights
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Return `patch_features` (I, 1 + P, Dv), in the precision of the weights."""
@@ -171,6 +174,7 @@ class TimmEncoder(VisionEncoder):
         self.backbone: Any = timm.create_model(config.name, pretrained=False, num_classes=0, global_pool="", **size)
         own = resolve_model_data_config(self.backbone)
         side = config.image_size or own["input_size"][1]
+        self.settings = identity_settings(config)
         self.levels = list(config.feature_levels)
         self.image_spec = ImageSpec(
             side, side, tuple(config.mean or own["mean"]), tuple(config.std or own["std"]), "bicubic"
@@ -202,7 +206,7 @@ class TimmEncoder(VisionEncoder):
                 # Backbones made for average pooling have their last norm behind the pooling; here it is per patch.
                 tensors = {re.sub(r"^fc_norm\.", "norm.", name): tensor for name, tensor in tensors.items()}
             load_strict(encoder.backbone, tensors, source=path, ignore=lambda name: name in head)
-            encoder.weights_source = config.weights
+            encoder.source = config.weights
         encoder.to(getattr(torch, config.dtype))
         return encoder
 

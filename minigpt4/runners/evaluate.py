@@ -15,7 +15,7 @@ from accelerate.utils import tqdm
 
 from minigpt4.assets import resolve
 from minigpt4.chat.engine import Engine, Prompt
-from minigpt4.checkpoints.assemble import LoadedModel, load_configured
+from minigpt4.checkpoints.assemble import LoadedModel, check_files, load_configured
 from minigpt4.config import Config
 from minigpt4.conversation.dialogue import Dialogue, Turn
 from minigpt4.datasets.easy_vqa import facts_of, kind_of, questions
@@ -37,11 +37,12 @@ class EvaluateRunner:
     def from_config(cls, config: Config) -> EvaluateRunner:
         """Build the runner of a config."""
         config.require("model", "evaluation")
+        check_files(config, "model", "evaluation")
         return cls(config)
 
     def run(self) -> VqaScore:
         """Load the model, ask, and report."""
-        return self.evaluate(load_configured(self.config))
+        return self.evaluate(load_configured(self.config, self.settings.device))
 
     def evaluate(self, loaded: LoadedModel) -> VqaScore:
         """Ask a loaded model; the result goes to the log, and to `evaluation.output` if that is set."""
@@ -97,7 +98,5 @@ def _prompts(engine: Engine, questions: Sequence[Asked]) -> list[Prompt]:
     """Return the prompts of a batch; an image asked about several times is encoded once."""
     images = list(dict.fromkeys(question.image for question in questions))
     features = engine.query_features(images)
-    if features is None:
-        return []
-    of = {image: features[n : n + 1] for n, image in enumerate(images)}
+    of = {} if features is None else {image: features[n : n + 1] for n, image in enumerate(images)}
     return [Prompt(Dialogue((Turn(question.text),)), of[question.image]) for question in questions]

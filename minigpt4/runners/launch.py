@@ -18,7 +18,7 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
 
 from minigpt4.config.sections import RunSection
 from minigpt4.devices import choose_device, choose_precision
-from minigpt4.errors import TrainingError
+from minigpt4.errors import ConfigError, TrainingError
 
 
 def build_accelerator(run: RunSection, trackers: list[str], folder: Path) -> Accelerator:
@@ -97,3 +97,15 @@ def log_file(file: Path) -> Iterator[None]:
         package.removeHandler(handler)
         package.setLevel(level)
         handler.close()
+
+
+def make_folder(folder: Path) -> None:
+    """Make the run folder, if it is not there.
+
+    Raises:
+        ConfigError: the disk refuses, or a file is in the way.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.output_dir: {folder} cannot be made: {error}") from error

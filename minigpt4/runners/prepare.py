@@ -5,6 +5,7 @@ Input: the config and the assembled model. Output: problems, loaders and groups 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,13 +15,14 @@ from torch import nn
 from minigpt4.batch import Batch
 from minigpt4.checkpoints.assemble import LoadedModel, check_files
 from minigpt4.config import Config
+from minigpt4.config.sections import RunSection
 from minigpt4.datasets.loader import BatchLoader, StreamPlan, build_loader, fixed_batches
 from minigpt4.datasets.mixture import Mixture
+from minigpt4.datasets.source import Source
 from minigpt4.errors import ConfigError
+from minigpt4.registry import Component
 from minigpt4.runners.snapshot import RunState
 
-_LEAST = {"total_steps": 1, "global_batch_size": 1, "batch_size_per_rank": 1, "num_workers": 0, "keep_last": 1}
-"""The least values that `run` can have for training."""
 CALIBRATION_SAMPLES = 512
 """Training samples whose images a resampler's statistics are taken from."""
 
@@ -37,20 +39,27 @@ def check_run(config: Config) -> None:
         check_files(config, "model", "datasets")
     except ConfigError as error:
         problems += error.problems
-    for name, least in _LEAST.items():
-        found = getattr(config.run, name)
-        if found < least:
-            problems.append(f"run.{name}: must be at least {least}, found {found}: pass --options run.{name}=N")
+    if config.run.total_steps < 1:
+        problems.append("run.total_steps: must be at least 1: pass --options run.total_steps=N")
     if not config.datasets.train:
         problems.append("datasets.train: names no data set to train on")
     if problems:
         raise ConfigError(problems)
 
 
-def training_batches(config: Config, loaded: LoadedModel, accelerator: Accelerator, state: RunState) -> BatchLoader:
+def build_sources(parts: Mapping[str, Component]) -> dict[str, Source]:
+    """Build data sets, which checks that they are there and can be read; cheap beside a model, so it goes first.
+
+    Raises:
+        DataError: a set is missing, empty or damaged.
+    """
+    return {name: part.build(name=name) for name, part in parts.items()}
+
+
+def training_batches(
+    run: RunSection, loaded: LoadedModel, sources: Mapping[str, Source], accelerator: Accelerator, state: RunState
+) -> BatchLoader:
     """Return this rank's part of the training data, from where `state` says it left off."""
-    run = config.run
-    sources = {name: part.build(name=name) for name, part in config.datasets.train.items()}
     plan = StreamPlan(
         seed=run.seed,
         batch_size=run.batch_size_per_rank,
@@ -64,37 +73,35 @@ def training_batches(config: Config, loaded: LoadedModel, accelerator: Accelerat
     return build_loader(Mixture(sources), loaded.encoder, loaded.image_processor, plan)
 
 
-def validation_batches(config: Config, loaded: LoadedModel) -> list[Batch]:
+def validation_batches(run: RunSection, loaded: LoadedModel, sources: Mapping[str, Source]) -> list[Batch]:
     """Return the batches of every validation, none without a validation set."""
-    parts = config.datasets.validation
-    if not parts:
-        return []
-    return list(
-        fixed_batches(
-            {name: part.build(name=name) for name, part in parts.items()},
-            loaded.encoder,
-            loaded.image_processor,
-            samples=config.run.validation_samples,
-            batch_size=max(2, config.run.batch_size_per_rank),  # one alone cannot swap its image
-            pad_id=loaded.encoder.tokenizer.filler_id,
-        )
-    )
+    size = max(2, run.batch_size_per_rank)  # one alone cannot swap its image
+    return _first_batches(loaded, sources, run.validation_samples, size) if sources else []
 
 
-def calibrate(config: Config, loaded: LoadedModel) -> None:
+def calibrate(loaded: LoadedModel, sources: Mapping[str, Source]) -> None:
     """Give a resampler that wants statistics of training images those of the first ones, the same on every rank."""
     if not loaded.model.resampler.calibrated:
         return
-    batches = fixed_batches(
-        {name: part.build(name=name) for name, part in config.datasets.train.items()},
-        loaded.encoder,
-        loaded.image_processor,
-        samples=CALIBRATION_SAMPLES,
-        batch_size=64,
-        pad_id=loaded.encoder.tokenizer.filler_id,
-    )
+    batches = _first_batches(loaded, sources, CALIBRATION_SAMPLES, 64)
     pixels = [batch.pixel_values for batch in batches if batch.pixel_values is not None]
+    if not pixels:
+        raise ConfigError("model.resampler.whiten: none of the first training samples has an image to calibrate on")
     loaded.model.calibrate(torch.cat(pixels).to(loaded.model.device))
+
+
+def _first_batches(loaded: LoadedModel, sources: Mapping[str, Source], samples: int, size: int) -> list[Batch]:
+    """Return the first samples of the sources, in order."""
+    return list(
+        fixed_batches(
+            sources,
+            loaded.encoder,
+            loaded.image_processor,
+            samples=samples,
+            batch_size=size,
+            pad_id=loaded.encoder.tokenizer.filler_id,
+        )
+    )
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

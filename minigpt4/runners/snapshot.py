@@ -18,8 +18,8 @@ from minigpt4 import __version__
 from minigpt4.assets import ASSETS, mentioned
 from minigpt4.checkpoints.assemble import load_trained
 from minigpt4.checkpoints.manifest import FORMAT, Manifest, PartIdentity
-from minigpt4.checkpoints.store import CheckpointStore, read_state
-from minigpt4.config import Config
+from minigpt4.checkpoints.store import CONFIG, CheckpointStore, read_state
+from minigpt4.config import Config, differences, load_config
 from minigpt4.errors import CheckpointError
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.launch import gather_objects, random_state, restore_random_state
@@ -35,7 +35,7 @@ class RunState:
     Attributes:
         progress: counters over all ranks.
         window: sums since the last line of metrics.
-        positions: items that each reader of this rank (after a resume: of all) has consumed.
+        positions: items that each reader of this rank has consumed.
     """
 
     progress: Progress = field(default_factory=Progress)
@@ -81,7 +81,6 @@ class Snapshots:
                 "positions": positions,
                 "random_states": random_states,
                 "readers": self._readers(),
-                "seed": self.config.run.seed,
             }
             path = self.store.save(
                 state.progress.step,
@@ -100,17 +99,22 @@ class Snapshots:
             CheckpointError: it does not fit this run.
         """
         manifest, values = Manifest.read(folder), read_state(folder)
-        self._check(folder, manifest, values)
+        self._check(folder, values)
         load_trained(self.model, folder, manifest)
+        settings = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
         self.optimizer.load_state_dict(values["optimizer"])
+        for group, wanted in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(wanted)  # the moments go on; rates, decays and epsilon are those of this config
         if self.accelerator.scaler is not None and values["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(values["scaler"])
         restore_random_state(values["random_states"][self.accelerator.process_index])
         _log.info("resumed from %s", folder)
         progress = Progress.from_state(values["progress"])
-        return RunState(progress, Window(**values["window"]), dict(values["positions"]))
+        rank, workers = self.accelerator.process_index, max(1, self.config.run.num_workers)
+        own = {reader: position for reader, position in values["positions"].items() if reader // workers == rank}
+        return RunState(progress, Window(**values["window"]), own)
 
-    def _check(self, folder: Path, manifest: Manifest, values: dict[str, Any]) -> None:
+    def _check(self, folder: Path, values: dict[str, Any]) -> None:
         """Refuse what would not go on as if the run had never stopped."""
         theirs, ours = values["readers"], self._readers()
         if theirs != ours:
@@ -119,17 +123,14 @@ class Snapshots:
                 f"with {ours[1]}; the order of the data would change. Resume with the same numbers, or start a new "
                 "run with model.init_from"
             )
-        if values["seed"] != self.config.run.seed:
+        theirs_config = load_config(folder / CONFIG)
+        changed = differences(theirs_config, self.config, "model", "processors", "conversation", "datasets", "compat")
+        if theirs_config.run.seed != self.config.run.seed:
+            changed.append("run.seed")
+        if changed:
             raise CheckpointError(
-                f"{folder}: run.seed was {values['seed']} and is {self.config.run.seed}; the order of the data would "
-                "change. Resume with the same seed, or start a new run with model.init_from"
-            )
-        learning = {name: list(tensor.shape) for name, tensor in self.model.trained_state().items()}
-        if learning != manifest.trained:
-            differing = sorted(name for name, _ in set(_pairs(learning)) ^ set(_pairs(manifest.trained)))
-            raise CheckpointError(
-                f"{folder}: another set of tensors was trained ({', '.join(dict.fromkeys(differing))}); resume with "
-                "the same model.trainable, or start a new run with model.init_from"
+                f"{folder}: the config has changed since ({', '.join(changed)}), and the run would not be one run. "
+                "Resume with the same settings, or start a new run with model.init_from and another run.output_dir"
             )
 
     def _readers(self) -> list[int]:
@@ -148,7 +149,3 @@ class Snapshots:
             tokens=progress.tokens,
             notes=[f"{n}: {ASSETS[n].about} ({ASSETS[n].licence})" for n in mentioned(self.config.values)],
         )
-
-
-def _pairs(shapes: dict[str, list[int]]) -> list[tuple[str, tuple[int, ...]]]:
-    return [(name, tuple(shape)) for name, shape in shapes.items()]

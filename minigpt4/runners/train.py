@@ -26,9 +26,16 @@ from minigpt4.checkpoints.store import CheckpointStore
 from minigpt4.config import Config
 from minigpt4.config.sections import RunSection
 from minigpt4.errors import ConfigError, TrainingError
-from minigpt4.runners.launch import build_accelerator, gather_objects, log_file, recompute_activations
+from minigpt4.runners.launch import build_accelerator, gather_objects, log_file, make_folder, recompute_activations
 from minigpt4.runners.metrics import MetricsLog, wanted_trackers
-from minigpt4.runners.prepare import calibrate, check_run, parameter_groups, training_batches, validation_batches
+from minigpt4.runners.prepare import (
+    build_sources,
+    calibrate,
+    check_run,
+    parameter_groups,
+    training_batches,
+    validation_batches,
+)
 from minigpt4.runners.progress import Progress, Window, accumulation_steps, start_block
 from minigpt4.runners.schedule import learning_rate
 from minigpt4.runners.snapshot import RunState, Snapshots
@@ -98,34 +105,38 @@ class TrainRunner:
         self.accelerator = build_accelerator(run, wanted_trackers(self.config.tracking), self.folder)
         self.accumulation = accumulation_steps(run, self.accelerator.num_processes)
         if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
+            make_folder(self.folder)
 
     def _set_up(self, resumed: Path | None) -> None:
         """Parts, data, optimiser, and where a resumed run left off."""
         run = self.run_section
+        sources = build_sources(self.config.datasets.train)
+        controls = build_sources(self.config.datasets.validation)
         self.loaded = assemble(self.config)
         self.model = self.loaded.model.to(self.accelerator.device)
         if resumed is None and self.loaded.manifest is None:
-            calibrate(self.config, self.loaded)
+            calibrate(self.loaded, sources)
         self._training_mode()
         groups = parameter_groups(self.model, run.weight_decay)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         optimizer = torch.optim.AdamW(groups, betas=run.adam_betas, eps=run.adam_eps)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.metrics = MetricsLog(self.accelerator, self.folder)
-        self.snapshots = Snapshots(
-            self.config, self.store, self.accelerator, self.model, self.optimizer, identify(self.model)
-        )
+        identities = identify(self.model, self.model.learnt_names())
+        self.snapshots = Snapshots(self.config, self.store, self.accelerator, self.model, self.optimizer, identities)
         if resumed is not None:
             self.state = self.snapshots.restore(resumed)
+        if self.accelerator.is_main_process:
+            (self.folder / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
         self.metrics.forget_after(self.progress.step)
-        self.loader = training_batches(self.config, self.loaded, self.accelerator, self.state)
-        self.validation = validation_batches(self.config, self.loaded)
+        self.loader = training_batches(run, self.loaded, sources, self.accelerator, self.state)
+        self.validation = validation_batches(run, self.loaded, controls)
         self.metrics.start(self.config.tracking, self.folder.name, self.config.values)
         if self.accelerator.is_main_process:
             if run.warmup_steps > run.total_steps:
                 _log.warning("run.warmup_steps %d is longer than the run of %d", run.warmup_steps, run.total_steps)
+            if not controls:
+                _log.warning("datasets.validation is empty: nothing will tell whether the model looks at its images")
             precision = self.accelerator.mixed_precision
             _log.info("%s", start_block(self.model, run, self.accelerator.num_processes, self.accumulation, precision))
 

@@ -7,7 +7,7 @@ import torch
 
 from minigpt4.chat.decoding import decode, pad_left
 from minigpt4.chat.section import ChatSection
-from minigpt4.errors import TrainingError
+from minigpt4.errors import DecodingError
 from minigpt4.models.language_model import LanguageModel
 from tests.models import parts
 
@@ -91,7 +91,7 @@ def test_logits_that_are_not_finite_are_an_error(bad):
     llm = parts.language_model()
     with torch.no_grad():
         llm.model.lm_head.weight[5, 0] = bad
-    with pytest.raises(TrainingError, match="logits are not finite; load it in bfloat16 or float32"):
+    with pytest.raises(DecodingError, match="logits are not finite; load it in bfloat16 or float32"):
         run(llm, prompts(llm))
 
 

@@ -9,7 +9,7 @@ from minigpt4.chat.engine import Engine, Prompt
 from minigpt4.chat.section import ChatSection
 from minigpt4.chat.session import Chat
 from minigpt4.conversation.dialogue import Dialogue, Turn
-from minigpt4.errors import ContextLengthError, ConversationError, ImageError, TrainingError
+from minigpt4.errors import ContextLengthError, ConversationError, DecodingError, ImageError
 from tests.chat.conftest import image, teach
 
 QUESTIONS = ["What is this?", "Why?", "Tell me everything that you can see in this picture, please."]
@@ -162,7 +162,7 @@ def test_a_prompt_longer_than_the_context(loaded):
 def test_logits_that_are_not_finite_end_in_a_message(loaded):
     with torch.no_grad():
         loaded.model.language_model.model.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(TrainingError, match="not finite"):
+    with pytest.raises(DecodingError, match="not finite"):
         Chat(loaded).session().ask("Why?")
 
 

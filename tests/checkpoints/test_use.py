@@ -98,7 +98,7 @@ MISFITS = {
     ),
     "other encoder": (
         lambda folder, other: edit_config(folder, vision_encoder={"depth": 1}),
-        "another vision_encoder",
+        r"other settings of the vision_encoder: depth 2 \(yours: 1\)",
     ),
     "other resampler": (
         lambda folder, other: edit_json(

@@ -80,7 +80,7 @@ def test_qformer_loads_the_published_names(tmp_path):
     torch.save({"model": published(source)}, file)
     settings = {**QFORMER, "intermediate_size": 24}
     loaded = QFormer.from_config(QFormerConfig(weights=str(file), **settings), ENCODER)
-    assert loaded.weights_source == str(file)
+    assert loaded.source == str(file)
     assert torch.equal(loaded.eval()(patches()), source.eval()(patches()))
     tensors = published(source)
     del tensors["query_tokens"]

@@ -96,7 +96,7 @@ def test_backbones_load_their_files_by_name_and_by_order(name, kind, match, tmp_
     file = tmp_path / f"weights.{kind}"
     save_file(given, file) if kind == "safetensors" else torch.save(given, file)
     encoder = timm_encoder(name, str(file), weights_match=match)
-    assert encoder.weights_source == str(file)
+    assert encoder.source == str(file)
     for key, tensor in encoder.backbone.state_dict().items():
         assert torch.equal(tensor, tensors[key]), key
 
@@ -174,7 +174,9 @@ def test_settings_a_backbone_cannot_have_are_named(settings, message):
 def test_running_means_of_a_trained_encoder_are_part_of_what_is_trained():
     encoder = timm_encoder("test_efficientnet", image_size=32)
     model = MiniGPT4(encoder, parts.Pool(parts.PoolConfig(grid=1), encoder), parts.language_model(), ["vision_encoder"])
-    frozen = {name for part in ("vision_encoder", "resampler") for name, _ in model.frozen_tensors(part)}
+    frozen = {
+        name for part in ("vision_encoder", "resampler") for name, _ in model.tensors_beside(part, model.learnt_names())
+    }
     model.train()
     name, tensor = next((n, t.clone()) for n, t in model.named_buffers() if n.endswith("running_mean"))
     model.query_features(torch.rand(2, 3, 32, 32))

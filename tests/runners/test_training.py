@@ -162,9 +162,9 @@ def test_nothing_to_train_is_said(tiny_values, tmp_path):
     ("run", "message"),
     [
         ({"total_steps": 0}, "run.total_steps: must be at least 1"),
-        ({"batch_size_per_rank": 0}, "run.batch_size_per_rank: must be at least 1"),
-        ({"num_workers": -1}, "run.num_workers: must be at least 0"),
-        ({"keep_last": 0}, "run.keep_last: must be at least 1"),
+        ({"batch_size_per_rank": 0}, "batch_size_per_rank must be at least 1"),
+        ({"num_workers": -1}, "num_workers must be at least 0"),
+        ({"keep_last": 0}, "keep_last must be at least 1"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused_before_loading(tiny_values, tmp_path, run, message):
