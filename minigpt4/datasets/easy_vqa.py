@@ -66,6 +66,10 @@ class EasyVQA(IndexedSource):
         """Questions drawn per sample; 0 takes all of the image's."""
         image_range: tuple[int, int] = (0, 0)
         """Images with a number from the first up to, not including, the second; (0, 0) takes all."""
+        balanced: bool = False
+        """Ask three kinds of question alike: what it is, whether something is there that is, and whether something is
+        there that is not. In the set itself five of six yes/no questions ask for what is not there, and a model can do
+        well on them without looking. Needs `questions_per_image`."""
         prompts: str = "alignment"
         """Instructions answered by a description (`conversations` only): a shipped file in `prompts/`, or a
         path."""
@@ -75,6 +79,8 @@ class EasyVQA(IndexedSource):
             first, end = self.image_range
             if self.image_range != (0, 0) and not 0 <= first < end:
                 raise ValueError(f"image_range must be (first, end) with 0 <= first < end, found {self.image_range}")
+            if self.balanced and self.questions_per_image < 3:
+                raise ValueError("balanced needs questions_per_image of 3 or more")
             if self.questions_per_image < 0:
                 raise ValueError(f"questions_per_image must be 0 or more, found {self.questions_per_image}")
 
@@ -84,7 +90,9 @@ class EasyVQA(IndexedSource):
         self._images = require_folder(config.path, name) / config.split / "images"
         groups: dict[int, list[Question]] = defaultdict(list)
         first, end = config.image_range
-        for question in questions(config.path, config.split):
+        every = questions(config.path, config.split)
+        self._wordings = _wordings(every)
+        for question in every:
             if not end or first <= question.image_id < end:
                 groups[question.image_id].append(question)
         if not groups:
@@ -106,14 +114,36 @@ class EasyVQA(IndexedSource):
             subject = subject_of(asked)
             turns = [Turn("", draw.choice(CAPTIONS).format(subject))]
         else:
-            count = min(self.config.questions_per_image or len(asked), len(asked))
-            turns = [Turn(question.text, question.answer) for question in draw.sample(asked, count)]
+            chosen = self._balanced(asked, draw) if self.config.balanced else self._drawn(asked, draw)
+            turns = [Turn(question.text, question.answer) for question in chosen]
             if self.config.form == "conversations":
                 description = draw.choice(DESCRIPTIONS).format(subject_of(asked))
                 turns.insert(draw.randint(0, len(turns)), Turn(draw.choice(self.instructions), description))
         turns = [Turn(turn.question, self.process_text(turn.answer or "")) for turn in turns]
         file = self._images / f"{image_id}.png"
         return Example(f"easy_vqa/{self.config.split}/{image_id}", (file,), Dialogue(tuple(turns)))
+
+
+    def _drawn(self, asked: list[Question], draw: random.Random) -> list[Question]:
+        """Return questions of an image as the set has them, in random order."""
+        return draw.sample(asked, min(self.config.questions_per_image or len(asked), len(asked)))
+
+    def _balanced(self, asked: list[Question], draw: random.Random) -> list[Question]:
+        """Return as many questions of each kind, those about presence in wordings drawn from the whole set."""
+        each = self.config.questions_per_image // 3
+        known = [word for word in facts_of(asked) if word]
+        image_id = asked[0].image_id
+        chosen = [question for question in asked if question.answer not in ("yes", "no")]
+        chosen = draw.sample(chosen, min(each, len(chosen)))
+        for word in known:
+            others = [other for other in (COLOURS if word in COLOURS else SHAPES) if other != word]
+            for _ in range(max(1, each // len(known))):
+                for thing in (word, draw.choice(others)):
+                    text = draw.choice(self._wordings[thing])
+                    answer = "yes" if (thing == word) != _is_negated(text) else "no"
+                    chosen.append(Question(text, answer, image_id))
+        draw.shuffle(chosen)
+        return chosen
 
 
 def questions(path: str | Path, split: Literal["train", "test"]) -> list[Question]:
@@ -163,6 +193,16 @@ def subject_of(asked: Sequence[Question]) -> str:
     """Return what the questions tell of their image: "a red triangle", "a red shape", "a triangle"."""
     colour, shape = facts_of(asked)
     return " ".join(["a", *([colour] if colour else []), shape or "shape"])
+
+
+def _wordings(every: Sequence[Question]) -> dict[str, list[str]]:
+    """Return, by the colour or shape asked for, every wording in which the set asks whether it is there."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for question in every:
+        if question.answer in ("yes", "no"):
+            for word in set(question.text.rstrip("?").split()) & {*COLOURS, *SHAPES}:
+                found[word].add(question.text)
+    return {word: sorted(texts) for word, texts in found.items()}
 
 
 def _is_negated(question: str) -> bool:
