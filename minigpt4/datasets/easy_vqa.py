@@ -123,7 +123,6 @@ class EasyVQA(IndexedSource):
         file = self._images / f"{image_id}.png"
         return Example(f"easy_vqa/{self.config.split}/{image_id}", (file,), Dialogue(tuple(turns)))
 
-
     def _drawn(self, asked: list[Question], draw: random.Random) -> list[Question]:
         """Return questions of an image as the set has them, in random order."""
         return draw.sample(asked, min(self.config.questions_per_image or len(asked), len(asked)))
@@ -131,19 +130,20 @@ class EasyVQA(IndexedSource):
     def _balanced(self, asked: list[Question], draw: random.Random) -> list[Question]:
         """Return as many questions of each kind, those about presence in wordings drawn from the whole set."""
         each = self.config.questions_per_image // 3
-        known = [word for word in facts_of(asked) if word]
+        known = [word for word in facts_of(asked) if word in self._wordings]
         image_id = asked[0].image_id
         chosen = [question for question in asked if question.answer not in ("yes", "no")]
         chosen = draw.sample(chosen, min(each, len(chosen)))
         for word in known:
-            others = [other for other in (COLOURS if word in COLOURS else SHAPES) if other != word]
-            for _ in range(max(1, each // len(known))):
+            alike = COLOURS if word in COLOURS else SHAPES
+            others = [other for other in alike if other != word and other in self._wordings]
+            for _ in range(max(1, each // len(known)) if others else 0):
                 for thing in (word, draw.choice(others)):
                     text = draw.choice(self._wordings[thing])
                     answer = "yes" if (thing == word) != _is_negated(text) else "no"
                     chosen.append(Question(text, answer, image_id))
         draw.shuffle(chosen)
-        return chosen
+        return chosen or self._drawn(asked, draw)
 
 
 def questions(path: str | Path, split: Literal["train", "test"]) -> list[Question]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from minigpt4.assets import is_cached, resolve
 from minigpt4.conversation.dialogue import Turn
 from minigpt4.conversation.prompts import read_prompts
 from minigpt4.datasets.aligned_pairs import AlignedPairs
@@ -324,6 +325,27 @@ def test_questions_are_the_images_own_in_a_drawn_order(easy: Path) -> None:
     few = [example(item) for item in islice(easy_vqa(easy, "questions", questions_per_image=1).stream(1, 0, 1), 50)]
     assert {len(item.dialogue.turns) for item in few} == {1}
     assert len({item.dialogue.turns[0].question for item in few}) > 6
+
+
+@pytest.mark.skipif(not is_cached("easy-vqa"), reason="python -m minigpt4 assets easy-vqa has not been run")
+def test_balanced_questions_are_true_and_presence_cannot_be_guessed() -> None:
+    folder = resolve("asset:easy-vqa")
+    right = {(q.text, q.image_id): q.answer for q in questions(folder, "train")}
+    config = EasyVQA.Config(path="asset:easy-vqa", form="questions", balanced=True, questions_per_image=8)
+    known = 0
+    there = {True: 0, False: 0}
+    for item in islice(EasyVQA.from_config(config, name="easy").stream(1, 0, 1), 400):
+        number = int(example(item).id.rpartition("/")[2])
+        for turn in example(item).dialogue.turns:
+            own = right.get((turn.question, number))
+            known += own is not None
+            assert own in (None, turn.answer), (number, turn)
+            if turn.answer in ("yes", "no"):
+                negated = bool({"not", "no"} & set(turn.question.split()))
+                there[(turn.answer == "yes") != negated] += 1
+    assert known > 300, "many drawn questions are ones that the set itself asks of the image"
+    assert there[True] > 500
+    assert there[True] == pytest.approx(there[False], rel=0.05), "only images that tell nothing are not balanced"
 
 
 def test_conversations_hold_one_description_anywhere(easy: Path) -> None:
