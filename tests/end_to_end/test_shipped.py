@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.assets import cache_dir, expand, is_cached
+from minigpt4.assets import expand, is_cached, resolve
 from minigpt4.cli import main
 from minigpt4.config import load_config, shipped, shipped_configs
 from minigpt4.errors import ConfigError
@@ -97,7 +97,7 @@ def test_the_installed_wheel_chats_from_an_empty_folder(wheel, tmp_path):
     empty.mkdir()
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True)
-    image = cache_dir() / "easy-vqa-fcb51b309b78" / "test" / "images" / "0.png"
+    image = resolve("asset:easy-vqa") / "test" / "images" / "7.png"
     script = "import minigpt4, sys; from minigpt4.cli import main; print(minigpt4.__file__); sys.exit(main())"
     run = subprocess.run(
         [sys.executable, "-c", script, "chat", "--image", str(image), "--question", "what color is the shape?"],
@@ -109,7 +109,7 @@ def test_the_installed_wheel_chats_from_an_empty_folder(wheel, tmp_path):
     assert run.returncode == 0, run.stderr
     where, answer = run.stdout.strip().splitlines()
     assert where.startswith(str(site))
-    assert answer == "red"
+    assert answer == "green"
 
 
 @needs_mini
@@ -120,7 +120,9 @@ def test_the_mini_model_answers_about_images_it_never_saw():
 
     score = RUNNERS.get("evaluate").from_config(config).run()
     assert score.overall.asked == 96
-    assert score.overall.value > 0.88
+    assert score.overall.value > 0.75
+    seen = [score.by_kind[kind] for kind in ("colour", "shape")]
+    assert sum(rate.right for rate in seen) > 0.9 * sum(rate.asked for rate in seen)
 
 
 def test_shipped_finds_the_checkout():
