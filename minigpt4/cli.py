@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from minigpt4.errors import ConfigError, MiniGPT4Error
 
@@ -97,6 +98,16 @@ def chat(arguments: argparse.Namespace) -> None:
     print()
 
 
+def export(arguments: argparse.Namespace) -> None:
+    """Verb `export`: write a model in another tool's format."""
+    from minigpt4 import load_model
+    from minigpt4.exports.formats import write
+
+    loaded = load_model(arguments.model, options=arguments.options, device=arguments.device)
+    write(loaded, arguments.to, Path(arguments.out), images=arguments.image, question=arguments.question)
+    print(arguments.out)
+
+
 def fetch_mini() -> None:
     """Fetch what the mini model is made of, if it is not here yet; said before, because it is a download."""
     from minigpt4.assets import ASSETS, expand, fetch, is_cached
@@ -149,6 +160,16 @@ def _parser() -> argparse.ArgumentParser:
     talk.add_argument("--device", default="auto", help="where to compute (default: auto)")
     talk.set_defaults(verb=chat)
 
+    out = verbs.add_parser("export", help="write a model in another tool's format", parents=[common])
+    out.add_argument("model", metavar="CHECKPOINT_OR_NAME", help="a checkpoint folder, a YAML, or the name of one")
+    out.add_argument("--to", required=True, choices=("published", "huggingface", "prompt-embeds"), help="the format")
+    out.add_argument("--out", required=True, metavar="PATH", help="a new folder; for published a new .pth file")
+    out.add_argument("--image", nargs="*", default=[], metavar="FILE", help="prompt-embeds: the image, or several")
+    out.add_argument("--question", default="", metavar="TEXT", help="prompt-embeds: what to ask")
+    out.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
+    _add_options(out)
+    out.set_defaults(verb=export)
+
     assets = verbs.add_parser("assets", help="fetch weights and data sets by name", parents=[common])
     assets.add_argument("names", nargs="+", metavar="NAME", help="an asset, or a set of them such as mini")
     assets.add_argument("--path", action="store_true", help="print only the paths")
@@ -168,6 +189,10 @@ def _add_config(parser: argparse.ArgumentParser, default: str | None) -> None:
         required=default is None,
         help="a YAML file or the name of a shipped one" + (f" (default: {default})" if default else ""),
     )
+    _add_options(parser)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--options",
         metavar="KEY=VALUE",

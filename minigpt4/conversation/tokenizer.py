@@ -31,8 +31,9 @@ class TextTokenizer:
         # A valid id for positions whose id does not matter: padding, and images.
         self.filler_id: int = next(i for i in (tokenizer.pad_token_id, self.eos_id, 0) if i is not None)
         specials = {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values())}
-        spelt = (re.escape(s) for s in sorted(specials, key=len, reverse=True) if s)
-        self._specials = re.compile("|".join(spelt) or r"(?!)")
+        # Longest first, so that none is found inside another.
+        self.special_tokens: list[str] = sorted((s for s in specials if s), key=lambda s: (-len(s), s))
+        self._specials = re.compile("|".join(map(re.escape, self.special_tokens)) or r"(?!)")
         self._guard_added_tokens()
 
     @classmethod

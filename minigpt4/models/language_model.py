@@ -6,6 +6,7 @@ Input: token ids, or embeds with images already spliced in. Output: embeds and l
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -90,6 +91,21 @@ class LanguageModel(nn.Module):
             peft.inject_adapter_in_model(settings, self.model)
         except ValueError as error:
             raise WeightsError(f"model.language_model.lora.target_modules: {error}") from error
+
+    def merged_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors under the names of the model without adapters, each adapter added into its layer.
+
+        A merged tensor is new, in the precision of the layer; all others are the model's own.
+        """
+        for name, tensor in self.model.state_dict().items():
+            if ".lora_" in name:
+                continue
+            layer, adapted, leaf = name.rpartition(".base_layer.")
+            if adapted and leaf == "weight":
+                adapters: Any = self.model.get_submodule(layer)
+                deltas = [adapters.get_delta_weight(adapter) for adapter in adapters.active_adapters]
+                tensor = sum(deltas, tensor).to(tensor.dtype).detach()
+            yield (f"{layer}.{leaf}" if adapted else name), tensor
 
     @property
     def hidden_size(self) -> int:

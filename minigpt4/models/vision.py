@@ -73,7 +73,7 @@ class EvaViTGConfig:
 class EvaViTG(VisionEncoder):
     """EVA-ViT-g: all tokens of the last of its blocks, class token kept, no final norm, then `ln_vision`.
 
-    Source: BLIP-2's `eva_vit.py`; blocks' eps 1e-6, `ln_vision`'s 1e-5 and computed in float32.
+    Source: BLIP-2's `eva_vit.py`; blocks' eps 1e-6, `ln_vision`'s 1e-5 and computed in float32 at least.
     """
 
     Config = EvaViTGConfig
@@ -132,7 +132,9 @@ class EvaViTG(VisionEncoder):
         """Return `patch_features` (I, 1 + P, Dv), in the precision of the weights."""
         tokens = self.vit.forward_features(pixel_values.to(next(self.vit.parameters()).dtype))
         norm = self.ln_vision
-        normed = F.layer_norm(tokens.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+        precision = torch.promote_types(tokens.dtype, torch.float32)
+        weight, bias = norm.weight.to(precision), norm.bias.to(precision)
+        normed = F.layer_norm(tokens.to(precision), norm.normalized_shape, weight, bias, norm.eps)
         return normed.to(tokens.dtype)
 
 
