@@ -34,7 +34,7 @@ class Answerer:
         self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval().to(device)
         # transformers has one epsilon for all norms of the image encoder; this one was trained with another.
         self.model.vision_model.post_layernorm.eps = self.form["post_layernorm_eps"]
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
 
     def pixel_values(self, images: Sequence[Any]) -> torch.Tensor:
@@ -116,7 +116,7 @@ class Answerer:
         ids: list[int] = []
         done = 0
         for start, end in spans:
-            ids += [*self._plain(text[done:start]), int(self.tokenizer.convert_tokens_to_ids(text[start:end]))]
+            ids += [*self._plain(text[done:start]), self.tokenizer.convert_tokens_to_ids(text[start:end])]
             done = end
         return ids + self._plain(text[done:])
 
