@@ -21,6 +21,13 @@ from tests import REFERENCE
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "white": (250, 250, 250)}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare `--pair`, which tests/conformance reads; here, because options are read from the first conftest only."""
+    parser.addoption(
+        "--pair", action="append", default=[], metavar="YAML", help="conformance: a pair of your own, instead of ours"
+    )
+
+
 @pytest.fixture(scope="session")
 def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a LLaMA of some thousand random weights, with the reference set's tokenizer."""

@@ -16,8 +16,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
 from minigpt4.assets import resolve
-from minigpt4.errors import MissingDependencyError, WeightsError
+from minigpt4.batch import Batch
+from minigpt4.errors import ConfigError, MissingDependencyError, WeightsError
+from minigpt4.models.splice import structured_mask
 from minigpt4.registry import path_field
+
+_FULL, _WINDOWED = "full_attention", "sliding_attention"
+"""transformers' names of the two kinds of attention layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +141,31 @@ class LanguageModel(nn.Module):
         """Return the token embeds (B, T, Dl) of `input_ids` (B, T)."""
         return self.model.get_input_embeddings()(input_ids)
 
+    def structured_masks(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        """Return the additive mask (B, 1, T, T) of rows with segments and branches; one for each kind of layer if some
+        see a window only.
+
+        transformers uses a mask of this shape as it is, in every layer: the window must be in it.
+
+        Raises:
+            ConfigError: the model has layers of another kind than full and windowed attention.
+        """
+        config = self.model.config.get_text_config()
+        window: int | None = getattr(config, "sliding_window", None)
+        kinds = set(getattr(config, "layer_types", None) or [_FULL if window is None else _WINDOWED])
+        if not kinds <= {_FULL, _WINDOWED}:
+            raise ConfigError(
+                f"{config.model_type} has layers of {', '.join(sorted(kinds - {_FULL, _WINDOWED}))}, which cannot keep "
+                "the parts of a row apart: set conversation.isolate_turns to false"
+            )
+        masks = {kind: structured_mask(batch, self.dtype, window if kind == _WINDOWED else None) for kind in kinds}
+        has_kinds = getattr(config, "layer_types", None) is not None
+        return masks if has_kinds and _WINDOWED in kinds else next(iter(masks.values()))
+
     def forward(
         self,
         inputs_embeds: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | dict[str, Tensor] | None,
         position_ids: Tensor | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
@@ -147,7 +173,7 @@ class LanguageModel(nn.Module):
 
         Args:
             inputs_embeds: (B, T, Dl).
-            attention_mask: (B, T) bool, or additive (B, 1, T, T), or None.
+            attention_mask: (B, T) bool, or what `structured_masks` returns, or None.
             position_ids: (B, T) or None.
             at: (B, T) bool, the positions whose logits are wanted.
 
