@@ -166,6 +166,8 @@ def _build(config: Config) -> LoadedModel:
     settings = config.conversation
     if settings.max_tokens > model.language_model.context_length:
         settings = replace(settings, max_tokens=model.language_model.context_length)
+    if settings.isolate_turns:
+        model.language_model.attention_kinds()  # raises now, and not at the first batch
     if settings.isolate_turns and model.language_model.model.config._attn_implementation == "flash_attention_2":
         raise ConfigError(
             "conversation.isolate_turns needs attention masks that flash_attention_2 does not take: use sdpa"

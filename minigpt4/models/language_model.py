@@ -5,6 +5,7 @@ Input: token ids, or embeds with images already spliced in. Output: embeds and l
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -148,19 +149,38 @@ class LanguageModel(nn.Module):
         transformers uses a mask of this shape as it is, in every layer: the window must be in it.
 
         Raises:
-            ConfigError: the model has layers of another kind than full and windowed attention.
+            ConfigError: the model cannot keep the parts of a row apart.
         """
+        kinds = self.attention_kinds()
         config = self.model.config.get_text_config()
-        window: int | None = getattr(config, "sliding_window", None)
-        kinds = set(getattr(config, "layer_types", None) or [_FULL if window is None else _WINDOWED])
-        if not kinds <= {_FULL, _WINDOWED}:
-            raise ConfigError(
-                f"{config.model_type} has layers of {', '.join(sorted(kinds - {_FULL, _WINDOWED}))}, which cannot keep "
-                "the parts of a row apart: set conversation.isolate_turns to false"
-            )
-        masks = {kind: structured_mask(batch, self.dtype, window if kind == _WINDOWED else None) for kind in kinds}
+        masks = {
+            kind: structured_mask(batch, self.dtype, config.sliding_window if kind == _WINDOWED else None)
+            for kind in kinds
+        }
         has_kinds = getattr(config, "layer_types", None) is not None
         return masks if has_kinds and _WINDOWED in kinds else next(iter(masks.values()))
+
+    def attention_kinds(self) -> set[str]:
+        """Return the kinds of attention layer of a model that can keep the parts of a row apart.
+
+        Raises:
+            ConfigError: it cannot, because masks and positions do not decide all that a token sees.
+        """
+        config = self.model.config.get_text_config()
+        windowed = getattr(config, "sliding_window", None) is not None
+        kinds = set(getattr(config, "layer_types", None) or [_WINDOWED if windowed else _FULL])
+        kinds |= {f"{kind} attention" for kind in getattr(config, "attention_layers", []) if kind != "global"}
+        reason = ""
+        if getattr(config, "alibi", False) or "position_ids" not in inspect.signature(self.model.forward).parameters:
+            reason = "takes no positions from outside"
+        elif not kinds <= {_FULL, _WINDOWED}:
+            reason = f"has layers of {', '.join(sorted(kinds - {_FULL, _WINDOWED}))}"
+        if reason:
+            raise ConfigError(
+                f"{config.model_type} {reason}, so the parts of a row cannot be kept apart: set "
+                "conversation.isolate_turns to false"
+            )
+        return kinds
 
     def forward(
         self,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import BloomConfig, BloomForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
 
 from minigpt4.datasets.collate import collate
 from minigpt4.errors import ConfigError, MissingDependencyError, WeightsError
@@ -122,8 +123,16 @@ def test_the_head_is_left_alone_after_an_error():
 def test_layers_that_cannot_keep_the_parts_of_a_row_apart_are_named():
     llm = parts.language_model()
     llm.model.config.layer_types = ["full_attention", "linear_attention"]
-    with pytest.raises(ConfigError, match=r"llama has layers of linear_attention, .*isolate_turns to false"):
+    with pytest.raises(ConfigError, match=r"llama has layers of linear_attention, so .*isolate_turns to false"):
         llm.structured_masks(collate(parts.samples(), 0))
+    bloom = LanguageModel(BloomForCausalLM(BloomConfig(vocab_size=9, hidden_size=8, n_layer=1, n_head=2)))
+    with pytest.raises(ConfigError, match="bloom takes no positions from outside"):
+        bloom.attention_kinds()
+    neo = GPTNeoConfig(
+        vocab_size=9, hidden_size=8, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]]
+    )
+    with pytest.raises(ConfigError, match="gpt_neo has layers of local attention"):
+        LanguageModel(GPTNeoForCausalLM(neo)).attention_kinds()
 
 
 def test_merged_tensors_are_the_model_with_its_adapters_in_it():
