@@ -176,8 +176,9 @@ def architecture(size: str = "tiny") -> dict[str, Any]:
 
 def _files(sizes: Sizes) -> dict[str, tuple[str, Callable[[Path], None]]]:
     """Return, by name, the file and what writes it."""
-    llms = {name: llm.width for name, llm in sizes.llms.items()}
-    merged = sizes.vit_width * 4
+    widths = {name: llm.width for name, llm in sizes.llms.items()}
+    queries, merged = sizes.qformer_width, sizes.vit_width * 4
+    vicuna, llama2 = "###Human: {} ###Assistant: ", "[INST] {} [/INST] "
     return {
         "eva": ("eva_vit_g.pth", lambda path: write_eva(path, sizes)),
         "blip2": ("blip2_pretrained_flant5xxl.pth", lambda path: write_blip2(path, sizes)),
@@ -187,19 +188,19 @@ def _files(sizes: Sizes) -> dict[str, tuple[str, Callable[[Path], None]]]:
         "llama2": ("Llama-2-7b-chat-hf", lambda path: write_llm(path, sizes, "llama2")),
         "minigpt4_7b": (
             "prerained_minigpt4_7b.pth",  # as published
-            lambda path: write_released(path, (llms["vicuna_7b"], sizes.qformer_width), "Vicuna-7B", "pretrain_vicuna"),
+            lambda path: write_released(path, (widths["vicuna_7b"], queries), "Vicuna-7B", prompt=vicuna),
         ),
         "minigpt4_13b": (
             "pretrained_minigpt4.pth",
-            lambda path: write_released(path, (llms["vicuna_13b"], sizes.qformer_width), "Vicuna-13B"),
+            lambda path: write_released(path, (widths["vicuna_13b"], queries), "Vicuna-13B", prompt=vicuna),
         ),
         "minigpt4_llama2": (
             "pretrained_minigpt4_llama2_7b.pth",
-            lambda path: write_released(path, (llms["llama2"], merged), "LLaMA-2", "pretrain_llama2"),
+            lambda path: write_released(path, (widths["llama2"], merged), "LLaMA-2", prompt=llama2),
         ),
         "minigpt4_7b_stage1": (
             "pretrained_minigpt4_7b_stage1.pth",
-            lambda path: write_released(path, (llms["vicuna_7b"], sizes.qformer_width), "Vicuna-7B stage 1"),
+            lambda path: write_released(path, (widths["vicuna_7b"], queries), "Vicuna-7B"),
         ),
     }
 
@@ -365,10 +366,18 @@ def write_llm(folder: Path, sizes: Sizes, name: str) -> None:
     _write_tokenizer(folder, sizes.vocabulary, padded=llm.rows > sizes.vocabulary)
 
 
-def write_released(path: Path, shape: tuple[int, int], llm: str, model_type: str = "pretrain_vicuna") -> None:
-    """Write a released MiniGPT-4 file: `llama_proj`, two kinds of buffer, AdamW's state, config, scaler, epoch."""
+def write_released(path: Path, shape: tuple[int, int], llm: str, *, prompt: str = "") -> None:
+    """Write a released MiniGPT-4 file: `llama_proj`, two kinds of buffer, AdamW's state, config, scaler, epoch.
+
+    Args:
+        path: where to.
+        shape: of `llama_proj.weight`.
+        llm: name of the language model.
+        prompt: the prompt template of stage 2; stage 1 has none.
+    """
     width = shape[0]
-    weight, bias = (random_tensor(f"{llm} {s}", s, 0.05) for s in (shape, (width,)))
+    weight, bias = (random_tensor(f"{llm} {prompt} {s}", s, 0.05) for s in (shape, (width,)))
+    stage = {"prompt_path": "prompts/alignment.txt", "prompt_template": prompt} if prompt else {}
     moments = {
         n: {"step": torch.tensor(1000.0), "exp_avg": torch.zeros_like(t), "exp_avg_sq": torch.ones_like(t)}
         for n, t in enumerate((weight, bias))
@@ -383,7 +392,7 @@ def write_released(path: Path, shape: tuple[int, int], llm: str, model_type: str
         },
         "optimizer": {"state": moments, "param_groups": [group, {**group, "weight_decay": 0, "params": [1]}]},
         "config": {
-            "model": {"arch": "mini_gpt4", "model_type": model_type, "llama_model": f"/somewhere/{llm}"},
+            "model": {"arch": "mini_gpt4", "model_type": "pretrain", "llama_model": f"/somewhere/{llm}", **stage},
             "run": {"task": "image_text_pretrain", "init_lr": 3e-5, "max_epoch": 5, "iters_per_epoch": 200},
         },
         "scaler": {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from minigpt4.checkpoints.assemble import LoadedModel
 from minigpt4.checkpoints.published import save_published
@@ -29,19 +28,10 @@ def write(loaded: LoadedModel, to: str, out: Path, *, images: Sequence[str | Pat
     if to != "prompt-embeds" and (images or question):
         raise ExportError(f"--image and --question belong to --to prompt-embeds, not to {to}")
     if to == "published":
-        save_published(loaded.model, out, _about(loaded))
+        save_published(loaded.model, loaded.encoder.training_template, out)
     elif to == "huggingface":
         export_huggingface(loaded, out)
     elif to == "prompt-embeds":
         export_prompt_embeds(loaded, out, images, question)
     else:
         raise ExportError(f"unknown format {to!r}; known: published, huggingface, prompt-embeds")
-
-
-def _about(loaded: LoadedModel) -> dict[str, Any]:
-    """Return what a published file says of its training, under `config`."""
-    from minigpt4 import __version__
-
-    manifest = loaded.manifest
-    steps = {"step": manifest.step, "total_steps": manifest.total_steps} if manifest else {}
-    return {"written_by": f"minigpt4 {__version__}", "template": loaded.config.conversation.template, **steps}

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
 from minigpt4.assets import resolve
 from minigpt4.batch import Batch
@@ -249,3 +249,14 @@ def load_causal_lm(path: Path, dtype: str, attn_implementation: str = "auto") ->
         lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         raise WeightsError(f"{path}: {len(lacking)} tensors missing or misshapen, the first: {', '.join(lacking[:5])}")
     return model
+
+
+def declared_width(path: Path) -> int:
+    """Return the Dl that a folder's `config.json` declares, or 0 if it cannot be told without loading the model."""
+    if not (path / "config.json").is_file():
+        return 0
+    try:
+        config: Any = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0  # loading it will say what is wrong
+    return getattr(config, "word_embed_proj_dim", 0) or getattr(config, "hidden_size", 0)

@@ -32,7 +32,7 @@ def test_a_checkpoint_goes_out_in_every_format(checkpoint, pairs, tmp_path, caps
     content = torch.load(file, weights_only=True)  # plain tensors and values: any torch reads it
     assert content["model"].keys() == {"llama_proj.weight", "llama_proj.bias"}
     assert all(torch.equal(content["model"][name], tensor) for name, tensor in trained.items())
-    assert content["config"]["template"] == "vicuna_v0"
+    assert content["config"]["model"]["prompt_template"] == "###Human: {} ###Assistant: "
 
     assert export(checkpoint, "huggingface", tmp_path / "hf") == 0
     weights = load_file(tmp_path / "hf" / "model.safetensors")

@@ -12,7 +12,9 @@ from omegaconf import OmegaConf
 from benchmarks.rehearsal_files import architecture, write_all
 from minigpt4 import load_model
 from minigpt4.checkpoints.published import save_published
+from minigpt4.exports.formats import write
 from minigpt4.exports.huggingface.folder import export_huggingface
+from minigpt4.models.resampler import QFormer
 from minigpt4.weights import read_tensors
 from tests.runners.parts import train
 
@@ -44,11 +46,27 @@ def trained(request, tiny_values, files, tmp_path):
 
 @pytest.mark.parametrize("trained", KINDS, indirect=True)
 def test_a_published_file_holds_what_was_trained(trained, tmp_path):
-    save_published(trained.model, tmp_path / "out.pth", {})
+    save_published(trained.model, trained.encoder.training_template, tmp_path / "out.pth")
     found = read_tensors(tmp_path / "out.pth")
     assert found.keys() == {"llama_proj.weight", "llama_proj.bias"}
     assert all(torch.equal(tensor, trained.model.state_dict()[name]) for name, tensor in found.items())
     assert all(tensor.dtype == torch.float32 for tensor in found.values())
+
+
+@pytest.mark.parametrize("trained", KINDS, indirect=True)
+def test_what_went_out_comes_in_again_bit_by_bit(trained, tmp_path, files):
+    """The published file as `model.init_from`; the Hugging Face folder as encoder and Q-Former."""
+    write(trained, "published", tmp_path / "out.pth")
+    options = [f"model.init_from={tmp_path / 'out.pth'}"]
+    if type(trained.model.resampler) is QFormer:
+        write(trained, "huggingface", tmp_path / "out")
+        parts = ("vision_encoder.weights", "vision_encoder.ln_vision_weights", "resampler.weights")
+        options += [f"model.{part}={tmp_path / 'out'}" for part in parts]
+    again = load_model(tmp_path / "run" / "config.yaml", options, device="cpu")
+    wanted = trained.model.state_dict()
+    found = again.model.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
 
 
 @pytest.mark.parametrize("trained", ["7b", "13b"], indirect=True)
