@@ -127,6 +127,31 @@ def fetch_assets(arguments: argparse.Namespace) -> None:
         print(path if arguments.path else f"{name}: {path}", flush=True)
 
 
+def inspect(arguments: argparse.Namespace) -> None:
+    """Verb `inspect`: tell what files or folders of weights are, and what to pass them as."""
+    from minigpt4.checkpoints.inspection import inspect as look_into
+
+    for path in arguments.paths:
+        print(look_into(path), flush=True)
+
+
+def migrate(arguments: argparse.Namespace) -> None:
+    """Verb `migrate`: rewrite a config of the published code as ours; what was dropped goes to standard error."""
+    from minigpt4.config import migrate as rewrite
+
+    result = rewrite(arguments.old)
+    text = result.to_yaml(arguments.old)
+    if arguments.out:
+        try:
+            Path(arguments.out).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{arguments.out}: cannot be written: {error}") from error
+    else:
+        print(text, end="")
+    for line in [*(f"dropped {each}" for each in result.dropped), *(f"note: {each}" for each in result.notes)]:
+        print(line, file=sys.stderr)
+
+
 def list_names(_arguments: argparse.Namespace) -> None:
     """Verb `list`: every name a config may use, and the shipped configs."""
     from minigpt4.config import shipped_configs
@@ -174,6 +199,15 @@ def _parser() -> argparse.ArgumentParser:
     assets.add_argument("names", nargs="+", metavar="NAME", help="an asset, or a set of them such as mini")
     assets.add_argument("--path", action="store_true", help="print only the paths")
     assets.set_defaults(verb=fetch_assets)
+
+    looking = verbs.add_parser("inspect", help="tell what weight files and folders are", parents=[common])
+    looking.add_argument("paths", nargs="+", metavar="PATH", help="a file or folder of weights")
+    looking.set_defaults(verb=inspect)
+
+    rewriting = verbs.add_parser("migrate", help="rewrite a config of the published code", parents=[common])
+    rewriting.add_argument("old", metavar="OLD", help="a YAML file of the published code")
+    rewriting.add_argument("--out", metavar="FILE", help="where the new one goes (default: standard output)")
+    rewriting.set_defaults(verb=migrate)
 
     names = verbs.add_parser("list", help="show every name a config may use", parents=[common])
     names.set_defaults(verb=list_names)

@@ -141,7 +141,10 @@ def _manifest(content: Any, tensors: Mapping[str, Tensor], release: Release | No
 
 
 def _stage(content: Any) -> tuple[int, str]:
-    """Return stage and template of a released file, 0 and empty where its config does not tell; stage 1 has no prompt."""
+    """Return stage and template of a released file, 0 and empty where its config does not tell.
+
+    Only stage 2 has prompts.
+    """
     config = content.get("config") if isinstance(content, Mapping) else None
     model = config.get("model") if isinstance(config, Mapping) else None
     if not isinstance(model, Mapping) or "arch" not in model:
