@@ -16,8 +16,8 @@ tags: [vision-language, minigpt-4]
 A MiniGPT-4 ({version}) as `Blip2ForConditionalGeneration`: EVA-ViT-g and Q-Former, one linear layer
 (`language_projection`, our `llama_proj`), and a LLaMA. {trained}
 
-| part | from | fingerprint |
-|---|---|---|
+| part | from | held in | fingerprint |
+|---|---|---|---|
 {parts}
 
 Training steps: {step}. Conversation format: `{template}` (`prompt_format.json`).
@@ -45,9 +45,9 @@ print(answerer.answer(["photo.jpg"], [("What is this?", None)]))
 - **One epsilon.** transformers has one epsilon for all norms of the image encoder (1e-6); this model's last norm has
   1e-5. `example.py` sets it after loading, which is exact. Without that line the image embeds of an image of noise
   change by up to {difference:.1e} (the largest is {largest:.1f}).
-- **Precision.** The files hold each part in the precision it was used in ({precisions}). transformers casts all of
-  them to one: `dtype="float32"` gives the numbers of training's float32 parts, `"auto"` the language model's own
-  precision ({dtype}) everywhere, with its rounding.
+- **Precision.** The files hold each part in the precision it was used in, but transformers casts all of them to one.
+  `"auto"` is the language model's, {dtype}, with its rounding in the image encoder, too; `dtype="float32"` rounds
+  nothing.
 - **`<image>` is never an answer.** `example.py` suppresses it; do the same (`suppress_tokens`) with your own calls
   of `generate`.
 - **Stopping.** Answers end at the end-of-sequence id or at `{end}`.
@@ -67,15 +67,12 @@ def model_card(loaded: LoadedModel, name: str, image_token_id: int, norm_differe
 
     model, manifest = loaded.model, loaded.manifest
     parts = manifest.parts if manifest else {}
-    sources = {
-        part: Path(getattr(model, part).source).name or type(getattr(model, part)).__name__
-        for part in ("vision_encoder", "resampler", "language_model")
-    }
-    rows = [f"| {part} | {source} | {parts[part].fingerprint if parts else ''} |" for part, source in sources.items()]
-    precisions = {
-        part: str(next(getattr(model, part).parameters()).dtype).removeprefix("torch.")
-        for part in (*sources, "llama_proj")
-    }
+    rows = []
+    for part in ("vision_encoder", "resampler", "llama_proj", "language_model"):
+        module = getattr(model, part)
+        source = Path(getattr(module, "source", "")).name or type(module).__name__
+        precision = str(next(module.parameters()).dtype).removeprefix("torch.")
+        rows.append(f"| {part} | {source} | {precision} | {parts[part].fingerprint if part in parts else ''} |")
     trained = sorted(set(model.trainable) | {tensor.split(".")[0] for tensor in model.inherited})
     return _CARD.format(
         name=name,
@@ -89,7 +86,6 @@ def model_card(loaded: LoadedModel, name: str, image_token_id: int, norm_differe
         image_token=image_token_id,
         difference=norm_difference[0],
         largest=norm_difference[1],
-        precisions=", ".join(f"{part} {precision}" for part, precision in precisions.items()),
-        dtype=precisions["language_model"],
+        dtype=str(model.language_model.dtype).removeprefix("torch."),
         end=loaded.encoder.training_template.end.replace("\n", "\\n"),
     )

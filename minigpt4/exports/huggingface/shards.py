@@ -12,6 +12,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 INDEX = "model.safetensors.index.json"
 _METADATA = {"format": "pt"}
@@ -39,7 +40,7 @@ def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, max_bytes:
         shards.append((path, list(pending)))
         pending.clear()
 
-    for name, tensor in tensors:
+    for name, tensor in tqdm(tensors, desc="writing", unit="tensor", disable=None):
         if pending and pending_bytes + tensor.nbytes > max_bytes:
             flush()
             pending_bytes = 0
