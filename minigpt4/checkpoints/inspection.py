@@ -26,7 +26,13 @@ from minigpt4.weights import read_tensors
 
 ENCODER, RESAMPLER = "model.vision_encoder.weights", "model.resampler.weights"
 LANGUAGE_MODEL, START = "model.language_model.path", "model.init_from"
-_BLIP2_LLM = {4096: "FlanT5-XXL", 2048: "FlanT5-XL", 2560: "OPT-2.7B"}
+_BLIP2_LLM = {
+    ("t5_proj", 4096): "FlanT5-XXL",
+    ("t5_proj", 2048): "FlanT5-XL",
+    ("opt_proj", 2560): "OPT-2.7B",
+    ("opt_proj", 4096): "OPT-6.7B",
+}
+"""By the layer behind BLIP-2's Q-Former, and its width."""
 
 
 @dataclass(frozen=True)
@@ -100,18 +106,23 @@ def _tensors(path: Path, tensors: Mapping[str, Tensor]) -> Inspection:
     facts = [_size(path, tensors)]
     if is_released(tensors):
         return _released(path, facts)
-    if "query_tokens" in tensors:
+    if _has(tensors, query_tokens=3):
         return _qformer(path, tensors, facts)
-    if "blocks.0.attn.q_bias" in tensors and "pos_embed" in tensors:
+    if "blocks.0.attn.q_bias" in tensors and _has(tensors, **{"pos_embed": 3, "patch_embed.proj.weight": 4}):
         return _eva(path, tensors, facts)
     first = ", ".join(list(tensors)[:3])
     return Inspection(path, "weights of a model that is not known here", (), [*facts, f"its first tensors: {first}"])
 
 
+def _has(tensors: Mapping[str, Tensor], **dimensions: int) -> bool:
+    """Whether there are tensors of these names, with so many dimensions."""
+    return all(name in tensors and tensors[name].ndim == number for name, number in dimensions.items())
+
+
 def _eva(path: Path, tensors: Mapping[str, Tensor], facts: list[str]) -> Inspection:
     width, patch = (tensors["patch_embed.proj.weight"].shape[n] for n in (0, 3))
     side = int((tensors["pos_embed"].shape[1] - 1) ** 0.5) * patch
-    blocks = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+    blocks = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
     facts += [
         f"{blocks} blocks {width} wide, of which MiniGPT-4 uses all but the last; images of {side} x {side} pixels in "
         f"patches of {patch}",
@@ -124,9 +135,13 @@ def _eva(path: Path, tensors: Mapping[str, Tensor], facts: list[str]) -> Inspect
 
 def _qformer(path: Path, tensors: Mapping[str, Tensor], facts: list[str]) -> Inspection:
     _, queries, width = tensors["query_tokens"].shape
-    layers = {name.split(".")[4] for name in tensors if name.startswith("Qformer.bert.encoder.layer.")}
-    head = next((t for name, t in tensors.items() if name.endswith("_proj.weight") and "vision" not in name), None)
-    trained = _BLIP2_LLM.get(head.shape[0], f"a language model {head.shape[0]} wide") if head is not None else "unknown"
+    at = "Qformer.bert.encoder.layer."
+    layers = {name.removeprefix(at).split(".")[0] for name in tensors if name.startswith(at)}
+    heads = [
+        (h, tensors[f"{h}.weight"].shape[0]) for h in ("t5_proj", "opt_proj") if _has(tensors, **{f"{h}.weight": 2})
+    ]
+    told = [_BLIP2_LLM.get(head, f"a language model {head[1]} wide") for head in heads]
+    trained = told[0] if told else "a language model it does not tell"
     facts += [
         f"Q-Former of {len(layers)} layers {width} wide with {queries} queries; ln_vision "
         + ("inside" if "ln_vision.weight" in tensors else "not inside, so it must come from another file"),
@@ -196,7 +211,9 @@ def _checkpoint(folder: Path) -> Inspection:
 
 def _language_model(folder: Path, config: Mapping[str, Any]) -> Inspection:
     """Tell a folder saved by transformers; its index, if it has one, must name files that are there."""
-    width, vocabulary = config.get("hidden_size", 0), config.get("vocab_size", 0)
+    inner = config.get("text_config")
+    sizes = inner if isinstance(inner, dict) else config
+    width, vocabulary, layers = (sizes.get(key, "?") for key in ("hidden_size", "vocab_size", "num_hidden_layers"))
     shards = sorted({*_json(folder / "model.safetensors.index.json").get("weight_map", {}).values()})
     lacking = [name for name in shards if not (folder / name).is_file()]
     if lacking:
@@ -210,7 +227,7 @@ def _language_model(folder: Path, config: Mapping[str, Any]) -> Inspection:
     size = sum(f.stat().st_size for f in files) / 1e9
     precision = config.get("dtype") or config.get("torch_dtype") or "precision not noted"
     facts = [
-        f"{config.get('num_hidden_layers', '?')} layers {width} wide, {vocabulary} tokens",
+        f"{layers} layers {width} wide, {vocabulary} tokens",
         f"{size:.2f} GB in {len(files)} file(s), {precision}",
         "tokenizer: " + ("inside" if any(folder.glob("tokenizer*")) else "MISSING, copy the tokenizer files here"),
     ]

@@ -94,7 +94,8 @@ class Released:
 
 def is_released(tensors: Mapping[str, Tensor]) -> bool:
     """Whether these are the tensors of a file in the layout of the released ones."""
-    return all(name in tensors for name in _PROJECTION)
+    weight, bias = (tensors.get(name) for name in _PROJECTION)
+    return weight is not None and bias is not None and weight.ndim == 2 and bias.shape == weight.shape[:1]
 
 
 def read_released(path: Path) -> Released:
@@ -108,8 +109,8 @@ def read_released(path: Path) -> Released:
     found = tensors_of(content, path)
     if not is_released(found):
         raise CheckpointError(
-            f"{path}: is no MiniGPT-4 checkpoint, it has no {_PROJECTION[0]}; python -m minigpt4 inspect {path} "
-            "tells what it is"
+            f"{path}: is no MiniGPT-4 checkpoint, it has no {_PROJECTION[0]} with its bias; "
+            f"python -m minigpt4 inspect {path} tells what it is"
         )
     ignored = [name for name in found if is_buffer(name)]
     unexpected = sorted(found.keys() - {*_PROJECTION, *ignored})

@@ -26,7 +26,6 @@ _TEMPLATES = {"###Human: {} ###Assistant: ": ("vicuna_v0", "###"), "[INST] {} [/
 _PAIRS = {"laion": "{00000..10488}.tar", "cc_sbu": "{00000..01255}.tar"}
 _DEMO = {"max_new_tokens": 300, "temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.05}
 """How the published demo decoded."""
-_LAUNCHER = "torchrun sets it"
 _DROPPED_MODEL = {
     "low_resource": "8-bit weights are not here; the language model is held in bfloat16",
     "device_8bit": "8-bit weights are not here",
@@ -38,9 +37,7 @@ _DROPPED_MODEL = {
     "model_type": "the parts are named one by one",
     "arch": "there is one model class",
     "vit_model": "model.vision_encoder.type says it",
-    "freeze_vit": "",
-    "freeze_qformer": "",
-    "has_qformer": "",
+    **dict.fromkeys(("freeze_vit", "freeze_qformer", "has_qformer"), ""),
 }
 _DROPPED_RUN = {
     "task": "the runner is `train`",
@@ -51,12 +48,7 @@ _DROPPED_RUN = {
     "test_splits": "python -m minigpt4 evaluate does it",
     "batch_size_eval": "evaluation.batch_size says it",
     "device": "run.device takes the accelerator if there is one",
-    "world_size": _LAUNCHER,
-    "dist_url": _LAUNCHER,
-    "dist_backend": _LAUNCHER,
-    "distributed": _LAUNCHER,
-    "gpu": _LAUNCHER,
-    "rank": _LAUNCHER,
+    **dict.fromkeys(("world_size", "dist_url", "dist_backend", "distributed", "gpu", "rank"), "torchrun sets it"),
 }
 _RENAMED_RUN = {
     "init_lr": "learning_rate",

@@ -157,3 +157,13 @@ def test_weights_of_another_model_are_named_by_their_tensors(tmp_path):
     assert found.options == ()
     assert "weights of a model that is not known here" in str(found)
     assert "its first tensors: conv1.weight" in str(found)
+
+
+@pytest.mark.parametrize("name", ["eva", "blip2", "minigpt4_7b"])
+def test_no_tensor_missing_or_misshapen_breaks_the_inspection(name, written, tmp_path):
+    content = torch.load(written[name], weights_only=True)
+    tensors = content.get("model", content)
+    for changed in tensors:
+        for other in ({}, {changed: torch.ones(1)}, {changed: torch.tensor(1.0)}):
+            torch.save({k: t for k, t in tensors.items() if k != changed} | other, tmp_path / "changed.pth")
+            assert str(inspect(tmp_path / "changed.pth")).startswith(str(tmp_path))

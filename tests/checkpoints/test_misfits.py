@@ -83,7 +83,11 @@ EARLY: list[tuple[str, Spoil, str]] = [
         settings("conversation.template=llama2"),
         "trained with the template 'vicuna_v0'; conversation.template is 'llama2'",
     ),
-    ("no projection", tensors("minigpt4_7b", rename("llama_proj.weight", "proj.w")), "it has no llama_proj.weight"),
+    (
+        "no projection",
+        tensors("minigpt4_7b", rename("llama_proj.weight", "proj.w")),
+        "it has no llama_proj.weight with its bias",
+    ),
     (
         "more was trained",
         tensors("minigpt4_7b", lambda t: t.update(query_tokens=torch.ones(1))),
