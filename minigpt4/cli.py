@@ -103,6 +103,8 @@ def export(arguments: argparse.Namespace) -> None:
     from minigpt4 import load_model
     from minigpt4.exports.formats import write
 
+    if arguments.model == MINI:
+        fetch_mini()
     loaded = load_model(arguments.model, options=arguments.options, device=arguments.device)
     write(loaded, arguments.to, Path(arguments.out), images=arguments.image, question=arguments.question)
     print(arguments.out)
