@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from minigpt4.errors import ConfigError, MiniGPT4Error
 
@@ -97,6 +98,18 @@ def chat(arguments: argparse.Namespace) -> None:
     print()
 
 
+def export(arguments: argparse.Namespace) -> None:
+    """Verb `export`: write a model in another tool's format."""
+    from minigpt4 import load_model
+    from minigpt4.exports.formats import write
+
+    if arguments.model == MINI:
+        fetch_mini()
+    loaded = load_model(arguments.model, options=arguments.options, device=arguments.device)
+    write(loaded, arguments.to, Path(arguments.out), images=arguments.image, question=arguments.question)
+    print(arguments.out)
+
+
 def fetch_mini() -> None:
     """Fetch what the mini model is made of, if it is not here yet; said before, because it is a download."""
     from minigpt4.assets import ASSETS, expand, fetch, is_cached
@@ -114,6 +127,31 @@ def fetch_assets(arguments: argparse.Namespace) -> None:
     for name in dict.fromkeys(each for given in arguments.names for each in expand(given)):
         path = fetch(name)
         print(path if arguments.path else f"{name}: {path}", flush=True)
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """Verb `inspect`: tell what files or folders of weights are, and what to pass them as."""
+    from minigpt4.checkpoints.inspection import inspect as look_into
+
+    for path in arguments.paths:
+        print(look_into(path), flush=True)
+
+
+def migrate(arguments: argparse.Namespace) -> None:
+    """Verb `migrate`: rewrite a config of the published code as ours; what was dropped goes to standard error."""
+    from minigpt4.config import migrate as rewrite
+
+    result = rewrite(arguments.old)
+    text = result.to_yaml(arguments.old)
+    if arguments.out:
+        try:
+            Path(arguments.out).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{arguments.out}: cannot be written: {error}") from error
+    else:
+        print(text, end="")
+    for line in [*(f"dropped {each}" for each in result.dropped), *(f"note: {each}" for each in result.notes)]:
+        print(line, file=sys.stderr)
 
 
 def list_names(_arguments: argparse.Namespace) -> None:
@@ -149,10 +187,29 @@ def _parser() -> argparse.ArgumentParser:
     talk.add_argument("--device", default="auto", help="where to compute (default: auto)")
     talk.set_defaults(verb=chat)
 
+    out = verbs.add_parser("export", help="write a model in another tool's format", parents=[common])
+    out.add_argument("model", metavar="CHECKPOINT_OR_NAME", help="a checkpoint folder, a YAML, or the name of one")
+    out.add_argument("--to", required=True, choices=("published", "huggingface", "prompt-embeds"), help="the format")
+    out.add_argument("--out", required=True, metavar="PATH", help="a new folder; for published a new .pth file")
+    out.add_argument("--image", nargs="*", default=[], metavar="FILE", help="prompt-embeds: the image, or several")
+    out.add_argument("--question", default="", metavar="TEXT", help="prompt-embeds: what to ask")
+    out.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
+    _add_options(out)
+    out.set_defaults(verb=export)
+
     assets = verbs.add_parser("assets", help="fetch weights and data sets by name", parents=[common])
     assets.add_argument("names", nargs="+", metavar="NAME", help="an asset, or a set of them such as mini")
     assets.add_argument("--path", action="store_true", help="print only the paths")
     assets.set_defaults(verb=fetch_assets)
+
+    looking = verbs.add_parser("inspect", help="tell what weight files and folders are", parents=[common])
+    looking.add_argument("paths", nargs="+", metavar="PATH", help="a file or folder of weights")
+    looking.set_defaults(verb=inspect)
+
+    rewriting = verbs.add_parser("migrate", help="rewrite a config of the published code", parents=[common])
+    rewriting.add_argument("old", metavar="OLD", help="a YAML file of the published code")
+    rewriting.add_argument("--out", metavar="FILE", help="where the new one goes (default: standard output)")
+    rewriting.set_defaults(verb=migrate)
 
     names = verbs.add_parser("list", help="show every name a config may use", parents=[common])
     names.set_defaults(verb=list_names)
@@ -168,6 +225,10 @@ def _add_config(parser: argparse.ArgumentParser, default: str | None) -> None:
         required=default is None,
         help="a YAML file or the name of a shipped one" + (f" (default: {default})" if default else ""),
     )
+    _add_options(parser)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--options",
         metavar="KEY=VALUE",

@@ -48,6 +48,10 @@ class CheckpointError(MiniGPT4Error):
     """A checkpoint is missing, damaged, or belongs to other parts."""
 
 
+class ExportError(MiniGPT4Error):
+    """A model does not fit the format it is to be exported to, or the export cannot be written."""
+
+
 class DataError(MiniGPT4Error):
     """A data set or one of its samples cannot be used.
 

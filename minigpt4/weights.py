@@ -7,8 +7,11 @@ error unless the caller has named it as expected. Used by models and by checkpoi
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import itertools
 import json
+import os
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +20,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from minigpt4.errors import WeightsError
 
@@ -24,26 +28,46 @@ RANDOM = "random"
 """In place of a path: keep the random initial weights (tests and rehearsals; a model so built knows nothing)."""
 
 _SHOWN = 5
+_LARGE = 500_000_000
+"""Bytes from which on loading shows a progress bar."""
+_MEANING = {
+    "missing": "the model has them, the file has not: it is of another model, or incomplete",
+    "renamed": "same shape under another name: the file was saved by other code",
+    "unexpected": "the file has them, the model has no place for them",
+    "misfits": "right name, wrong shape: the file is of another size of model",
+    "ignored": "known and not needed",
+}
 
 
 @dataclass
 class LoadReport:
-    """What became of the tensors of one file: names by outcome."""
+    """What became of the tensors of one file: names by outcome.
+
+    Attributes:
+        source: the file.
+        loaded: copied into the model.
+        missing: wanted by the model and not in the file.
+        renamed: pairs of a missing and an unexpected tensor that are one and the same, as far as can be told.
+        unexpected: in the file, without a place in the model.
+        misfits: in both, of different shapes.
+        ignored: in the file, known, and left out on purpose.
+    """
 
     source: str
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    renamed: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     misfits: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]
-        for name in ("missing", "unexpected", "misfits", "ignored"):
+        for name, meaning in _MEANING.items():
             found = getattr(self, name)
             if found:
                 more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-                parts.append(f"{len(found)} {name}: {', '.join(found[:_SHOWN])}{more}")
+                parts.append(f"{len(found)} {name}: {', '.join(found[:_SHOWN])}{more} ({meaning})")
         return f"{self.source}: " + "; ".join(parts)
 
 
@@ -54,6 +78,7 @@ def load_strict(
     source: str,
     ignore: Callable[[str], bool] = lambda name: False,
     optional: Callable[[str], bool] = lambda name: False,
+    empty_as: torch.dtype | None = None,
 ) -> LoadReport:
     """Copy `tensors` into `module`, all or nothing.
 
@@ -63,6 +88,7 @@ def load_strict(
         source: where they come from, for messages.
         ignore: names in the file that are known and not wanted.
         optional: names in the module that the file may lack.
+        empty_as: for a module built without memory, on the meta device: the precision of the tensors it is given.
 
     Raises:
         WeightsError: something is missing, unexpected or of another shape; the module is left untouched.
@@ -81,9 +107,41 @@ def load_strict(
             report.unexpected.append(name)
     report.missing = [name for name in wanted if name not in tensors and not optional(name)]
     if report.missing or report.unexpected or report.misfits:
+        _pair_renamed(report, {name: t.shape for name, t in itertools.chain(wanted.items(), tensors.items())})
         raise WeightsError(f"weights do not fit {type(module).__name__}. {report}")
-    module.load_state_dict({name: tensors[name] for name in report.loaded}, strict=False)
+    given = {name: tensors[name] for name in report.loaded}
+    if empty_as is None:
+        module.load_state_dict(given, strict=False)
+    else:
+        _fill(module, given, empty_as, source)
     return report
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype, source: str) -> None:
+    """Give `module` copies of `tensors`, made one by one: what is mapped from disk is never twice in memory."""
+    size = sum(t.numel() * dtype.itemsize for t in tensors.values())
+    quiet = size < _LARGE or os.environ.get("RANK", "0") != "0"
+    own = {}
+    with tqdm(total=size, desc=Path(source).name, unit="B", unit_scale=True, disable=quiet) as bar:
+        for name in list(tensors):
+            tensor = tensors.pop(name)
+            own[name] = tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+            bar.update(own[name].nbytes)
+    module.load_state_dict(own, strict=False, assign=True)
+    for name, held in itertools.chain(module.named_parameters(), module.named_buffers()):
+        if held.is_meta:
+            raise WeightsError(f"{source}: gives {type(module).__name__} no {name}, and it cannot do without")
+
+
+def _pair_renamed(report: LoadReport, shapes: Mapping[str, torch.Size]) -> None:
+    """Tell tensors that are only called otherwise from those that are missing or too many."""
+    for theirs in list(report.unexpected):
+        same = [ours for ours in report.missing if shapes[ours] == shapes[theirs]]
+        near = difflib.get_close_matches(theirs, same, n=1, cutoff=0.5)
+        if near:
+            report.renamed.append(f"{theirs} (for {near[0]})")
+            report.missing.remove(near[0])
+            report.unexpected.remove(theirs)
 
 
 def in_order(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -123,15 +181,24 @@ def read_tensors(path: str | Path, want: Callable[[str], bool] = lambda name: Tr
         raise WeightsError(f"{path}: no such weight file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path, want)
-    content = _read_pickle(path)
+    return {name: tensor for name, tensor in tensors_of(read_pickle(path), path).items() if want(name)}
+
+
+def tensors_of(content: object, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a pickle's content, by name; those under `model` if it is nested.
+
+    Raises:
+        WeightsError: it is no dictionary of tensors.
+    """
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
-    return {name: value for name, value in content.items() if isinstance(value, Tensor) and want(name)}
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def _read_pickle(path: Path) -> object:
+def read_pickle(path: Path) -> object:
+    """Return the content of a pickle of tensors and plain values, its tensors mapped from disk; see `read_tensors`."""
     with path.open("rb") as file:
         head = file.read(512).lstrip().lower()
     if head.startswith((b"<!doctype", b"<html")):

@@ -21,6 +21,13 @@ from tests import REFERENCE
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "white": (250, 250, 250)}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare `--pair`, which tests/conformance reads; here, because options are read from the first conftest only."""
+    parser.addoption(
+        "--pair", action="append", default=[], metavar="YAML", help="conformance: a pair of your own, instead of ours"
+    )
+
+
 @pytest.fixture(scope="session")
 def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a LLaMA of some thousand random weights, with the reference set's tokenizer."""
@@ -59,6 +66,11 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_values(tiny_llm: Path, pairs: Path, tmp_path: Path) -> dict[str, Any]:
     """Values of a config that trains a tiny EVA + merge + LLaMA on the pairs, in seconds."""
+    return tiny_training_values(tiny_llm, pairs, tmp_path)
+
+
+def tiny_training_values(tiny_llm: Path, pairs: Path, folder: Path) -> dict[str, Any]:
+    """The same for fixtures of a wider scope; the run goes below `folder`."""
     return {
         "model": {
             "vision_encoder": {
@@ -76,7 +88,7 @@ def tiny_values(tiny_llm: Path, pairs: Path, tmp_path: Path) -> dict[str, Any]:
         "conversation": {"template": "vicuna_v0", "max_answer_tokens": 40},
         "datasets": {"train": {"pairs": {"type": "aligned_pairs", "path": str(pairs)}}},
         "run": {
-            "output_dir": str(tmp_path / "run"),
+            "output_dir": str(folder / "run"),
             "device": "cpu",
             "total_steps": 4,
             "global_batch_size": 4,

@@ -6,6 +6,7 @@ chat and evaluation all assemble here.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +15,13 @@ from pathlib import Path
 import torch
 
 from minigpt4.assets import missing_assets, resolve
+from minigpt4.checkpoints.inspection import check_kinds
 from minigpt4.checkpoints.manifest import FILE as MANIFEST
 from minigpt4.checkpoints.manifest import Manifest, check_parts
-from minigpt4.checkpoints.store import CONFIG, read_trained
+from minigpt4.checkpoints.published import read_released
+from minigpt4.checkpoints.start import Start
+from minigpt4.checkpoints.store import CONFIG
 from minigpt4.config import Config, load_config, missing_files
-from minigpt4.config.paths import resolve_shipped
 from minigpt4.conversation.encoder import ConversationEncoder
 from minigpt4.conversation.tokenizer import TextTokenizer
 from minigpt4.devices import choose_device
@@ -27,6 +30,7 @@ from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image import ImageProcessor
 from minigpt4.weights import load_strict
 
+PICKLES = (".pth", ".pt", ".bin")
 _log = logging.getLogger(__name__)
 
 
@@ -53,22 +57,30 @@ def load_model(name_or_path: str | Path, options: Sequence[str] = (), device: st
     """Load a model for chat or evaluation.
 
     Args:
-        name_or_path: the name of a file in `eval_configs/` (`mini`), a YAML file, or a checkpoint folder.
+        name_or_path: the name of a file in `eval_configs/` (`mini`), a YAML file, a checkpoint folder, or a released
+            MiniGPT-4 file, whose parts `options` name.
         options: overrides `section.key=value`.
         device: auto, cpu, cuda or mps.
 
     Raises:
         ConfigError, WeightsError, CheckpointError, AssetError: it cannot be loaded, and why.
     """
-    folder = Path(name_or_path)
-    if (folder / MANIFEST).is_file():
-        loaded = _from_checkpoint(folder, options)
-    elif folder.is_dir():
-        raise CheckpointError(f"{folder}: is no checkpoint, it has no {MANIFEST}")
-    else:
-        return load_configured(load_config(name_or_path, options), device)
-    loaded.model.to(choose_device(device)).eval()
-    return loaded
+    path = Path(name_or_path)
+    if (path / MANIFEST).is_file():
+        return load_configured(_config_of(path, options), device)
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path}: is no checkpoint, it has no {MANIFEST}; python -m minigpt4 inspect {path} tells what it is"
+        )
+    if path.is_file() and path.suffix in PICKLES:
+        release = read_released(path).release
+        if release is None:
+            raise CheckpointError(
+                f"{path}: its sizes are those of none of the released models; pass it as model.init_from of a config "
+                "that describes its parts"
+            )
+        name_or_path, options = release.config, [*options, _start_option(path)]
+    return load_configured(load_config(name_or_path, options), device)
 
 
 def load_configured(config: Config, device: str = "auto") -> LoadedModel:
@@ -77,14 +89,10 @@ def load_configured(config: Config, device: str = "auto") -> LoadedModel:
     Raises:
         ConfigError, WeightsError, CheckpointError, AssetError: it cannot be loaded, and why.
     """
-    loaded = assemble(config)
-    if loaded.manifest is not None and loaded.manifest.template != config.conversation.template:
-        _log.warning(
-            "%s was trained with the template %r and is asked with %r: answers may be poor",
-            config.model.init_from,
-            loaded.manifest.template,
-            config.conversation.template,
-        )
+    start = _start_of(config)
+    if start is not None:
+        start.check_template(config.conversation.template)
+    loaded = _assemble(config, start)
     loaded.model.to(choose_device(device)).eval()
     return loaded
 
@@ -92,19 +100,31 @@ def load_configured(config: Config, device: str = "auto") -> LoadedModel:
 def assemble(config: Config) -> LoadedModel:
     """Build the model of a config, with `model.init_from` loaded if it names a checkpoint.
 
-    Every missing file is reported before anything is loaded.
+    Everything that can be told from names and headers is checked before anything is loaded.
+
+    Raises:
+        ConfigError, WeightsError, CheckpointError, AssetError: it cannot be built, and why.
     """
+    return _assemble(config, _start_of(config))
+
+
+def _start_of(config: Config) -> Start | None:
+    """Return what the model of a config starts from, after checking that its files are what they should be."""
     config.require("model")
     check_files(config, "model")
-    manifest = None
-    start = config.model.init_from
-    if start:
-        folder = resolve_shipped(start)
-        manifest = Manifest.read(folder)
+    check_kinds(config)
+    if not config.model.init_from:
+        return None
+    start = Start.at(config.model.init_from)
+    start.check_language_model(config.model.language_model.config.path)
+    return start
+
+
+def _assemble(config: Config, start: Start | None) -> LoadedModel:
     loaded = _build(config)
-    if manifest is not None:
-        load_trained(loaded.model, folder, manifest)
-        loaded.manifest = manifest
+    if start is not None:
+        load_trained(loaded.model, start)
+        loaded.manifest = start.manifest
     return loaded
 
 
@@ -119,41 +139,36 @@ def check_files(config: Config, *only: str) -> None:
         raise ConfigError(problems)
 
 
-def load_trained(model: MiniGPT4, folder: Path, manifest: Manifest) -> None:
+def load_trained(model: MiniGPT4, start: Start) -> None:
     """Copy the trained tensors of a checkpoint into the model, after checking that its frozen parts are the same.
 
     Raises:
         CheckpointError: other parts, or tensors that this model does not have.
     """
-    check_parts(manifest, model, str(folder))
-    tensors = read_trained(folder, manifest)
+    place = str(start.place)
+    check_parts(start.manifest, model, place)
+    tensors = start.read()
     foreign = sorted(tensors.keys() - model.state_dict().keys())
     if foreign:
         raise CheckpointError(
-            f"{folder}: has trained {', '.join(foreign[:3])}, which this model does not have; "
+            f"{place}: has trained {', '.join(foreign[:3])}, which this model does not have; "
             "is model.language_model.lora set as it was in training?"
         )
-    report = load_strict(model, tensors, source=str(folder), optional=lambda name: name not in tensors)
+    report = load_strict(model, tensors, source=place, optional=lambda name: name not in tensors)
     model.inherited = frozenset(tensors)
     _log.info("%s", report)
 
 
-def _from_checkpoint(folder: Path, options: Sequence[str]) -> LoadedModel:
-    """Build from a checkpoint's own config; only then is it sure that nothing differs from training."""
-    manifest = Manifest.read(folder)
+def _config_of(folder: Path, options: Sequence[str]) -> Config:
+    """Return a checkpoint's own config, starting from it; only then is it sure that nothing differs from training."""
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder}: has no {CONFIG}")
-    config = load_config(path, [*options, "model.init_from=''"])
-    if config.conversation.template != manifest.template:
-        raise CheckpointError(
-            f"{folder}: trained with the template {manifest.template!r}; conversation.template is "
-            f"{config.conversation.template!r}. A model answers only in the format it was trained in"
-        )
-    loaded = assemble(config)
-    load_trained(loaded.model, folder, manifest)
-    loaded.manifest = manifest
-    return loaded
+    return load_config(path, [*options, _start_option(folder)])
+
+
+def _start_option(path: Path) -> str:
+    return f"model.init_from={json.dumps(str(path))}"
 
 
 def _build(config: Config) -> LoadedModel:
@@ -166,6 +181,8 @@ def _build(config: Config) -> LoadedModel:
     settings = config.conversation
     if settings.max_tokens > model.language_model.context_length:
         settings = replace(settings, max_tokens=model.language_model.context_length)
+    if settings.isolate_turns:
+        model.language_model.attention_kinds()  # raises now, and not at the first batch
     if settings.isolate_turns and model.language_model.model.config._attn_implementation == "flash_attention_2":
         raise ConfigError(
             "conversation.isolate_turns needs attention masks that flash_attention_2 does not take: use sdpa"

@@ -18,7 +18,7 @@ from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.weights import fingerprint
 
 FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 FROZEN_PARTS = ("vision_encoder", "resampler", "language_model")
 
 
@@ -30,8 +30,11 @@ class PartIdentity:
         type: class name.
         source: path or asset it was loaded from, as the config had it.
         width: Dv, Dq or Dl.
-        fingerprint: of its frozen tensors; see `minigpt4.weights.fingerprint`.
+        fingerprint: of its frozen tensors; see `minigpt4.weights.fingerprint`. Empty: not known, as in the released
+            files; then nothing but the widths can be compared.
         settings: what else decides its features, such as image size and normalisation.
+        vocabulary: V of a language model, rows added for padding included; 0 elsewhere, or where it was not noted.
+        parameters: numbers in its frozen tensors; 0 where it was not noted.
     """
 
     type: str
@@ -39,6 +42,8 @@ class PartIdentity:
     width: int
     fingerprint: str
     settings: dict[str, Any] = field(default_factory=dict)
+    vocabulary: int = 0
+    parameters: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Manifest:
         samples: training samples seen.
         tokens: supervised tokens seen.
         notes: what the parts from assets are, and their licences.
+        stage: 1 for what was trained from a fresh start, one more for each `model.init_from`; 0 where it is not known.
+        data: hash of the training data; see `minigpt4.datasets.source.data_hash`.
     """
 
     format: int
@@ -68,6 +75,8 @@ class Manifest:
     samples: int = 0
     tokens: int = 0
     notes: list[str] = field(default_factory=list)
+    stage: int = 0
+    data: str = ""
 
     def to_json(self) -> str:
         """Return the text of `manifest.json`."""
@@ -105,9 +114,24 @@ def identify(model: MiniGPT4, learnt: Collection[str]) -> dict[str, PartIdentity
     identities = {}
     for name, width in widths.items():
         part = getattr(model, name)
-        digest = fingerprint(model.tensors_beside(name, learnt))
-        identities[name] = PartIdentity(type(part).__name__, part.source, width, digest, part.settings)
+        tensors = model.tensors_beside(name, learnt)
+        identities[name] = PartIdentity(
+            type=type(part).__name__,
+            source=part.source,
+            width=width,
+            fingerprint=fingerprint(tensors),
+            settings=part.settings,
+            vocabulary=part.vocab_size if name == "language_model" else 0,
+            parameters=sum(tensor.numel() for _, tensor in tensors),
+        )
     return identities
+
+
+def stage_after(start: Manifest | None) -> int:
+    """Return the stage of a run that starts from a checkpoint, or from none; see `Manifest.stage`."""
+    if start is None:
+        return 1
+    return start.stage + 1 if start.stage else 0
 
 
 def check_parts(manifest: Manifest, model: MiniGPT4, place: str) -> None:
@@ -117,13 +141,11 @@ def check_parts(manifest: Manifest, model: MiniGPT4, place: str) -> None:
         theirs, ours = manifest.parts.get(name), found[name]
         if theirs is None:
             raise CheckpointError(f"{place}: its manifest does not tell the {name}")
-        if theirs.width != ours.width:
-            raise CheckpointError(
-                f"{place}: trained with a {name} {theirs.width} wide ({theirs.source or theirs.type}); "
-                f"yours is {ours.width} wide ({ours.source or ours.type})"
-            )
-        if theirs.type != ours.type:
+        check_sizes(name, theirs, ours, place)
+        if theirs.type and theirs.type != ours.type:
             raise CheckpointError(f"{place}: trained with the {name} {theirs.type}; yours is {ours.type}")
+        if not theirs.fingerprint:
+            continue
         changed = [
             f"{key} {theirs.settings.get(key)} (yours: {ours.settings.get(key)})"
             for key in sorted(theirs.settings.keys() | ours.settings.keys())
@@ -137,3 +159,24 @@ def check_parts(manifest: Manifest, model: MiniGPT4, place: str) -> None:
                 f"(fingerprint {theirs.fingerprint}, from {theirs.source!r}; "
                 f"yours {ours.fingerprint}, from {ours.source!r})"
             )
+
+
+def check_sizes(name: str, theirs: PartIdentity, ours: PartIdentity, place: str) -> None:
+    """Raise CheckpointError if two identities of a part are of different sizes; a size of 0 is not known.
+
+    Args:
+        name: of the part.
+        theirs: beside which the checkpoint was trained.
+        ours: beside which it is to be used.
+        place: the checkpoint, for the message.
+    """
+    what = "an LLM" if name == "language_model" else f"a {name}"
+    known, own = theirs.source or theirs.type or "its file names no other", ours.source or ours.type
+    if theirs.width and theirs.width != ours.width:
+        raise CheckpointError(
+            f"{place}: trained with {what} {theirs.width} wide ({known}); yours is {ours.width} wide ({own})"
+        )
+    if theirs.vocabulary and ours.vocabulary and theirs.vocabulary != ours.vocabulary:
+        raise CheckpointError(
+            f"{place}: trained with {what} of {theirs.vocabulary} tokens ({known}); yours has {ours.vocabulary} ({own})"
+        )

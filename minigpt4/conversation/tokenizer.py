@@ -7,6 +7,7 @@ by typing its end mark.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 from minigpt4.conversation.templates import OWN, Template
 from minigpt4.errors import ConversationError, WeightsError
 
+LLAMA_SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 Run = tuple[str, bool]
 """Text, and whether it is the template's own."""
 
@@ -31,8 +33,9 @@ class TextTokenizer:
         # A valid id for positions whose id does not matter: padding, and images.
         self.filler_id: int = next(i for i in (tokenizer.pad_token_id, self.eos_id, 0) if i is not None)
         specials = {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values())}
-        spelt = (re.escape(s) for s in sorted(specials, key=len, reverse=True) if s)
-        self._specials = re.compile("|".join(spelt) or r"(?!)")
+        # Longest first, so that none is found inside another.
+        self.special_tokens: list[str] = sorted((s for s in specials if s), key=lambda s: (-len(s), s))
+        self._specials = re.compile("|".join(map(re.escape, self.special_tokens)) or r"(?!)")
         self._guard_added_tokens()
 
     @classmethod
@@ -48,7 +51,7 @@ class TextTokenizer:
                 return cls(AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True))
             if path.suffix == ".model":
                 return cls(LlamaTokenizer.from_pretrained(path.parent, local_files_only=True))
-            return cls(AutoTokenizer.from_pretrained(path, local_files_only=True))
+            return cls(AutoTokenizer.from_pretrained(path, local_files_only=True, **_lost_specials(path)))
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             raise WeightsError(f"{path}: no usable tokenizer there: {str(error).splitlines()[0]}") from error
 
@@ -175,3 +178,14 @@ class TextTokenizer:
         if not text:
             return []
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+
+
+def _lost_specials(folder: Path) -> dict[str, str]:
+    """Return LLaMA's special tokens for a folder whose own are empty, as the first conversions of LLaMA wrote them."""
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not (folder / "tokenizer.model").is_file() or not isinstance(settings, dict):
+        return {}
+    return {name: token for name, token in LLAMA_SPECIALS.items() if settings.get(name) == ""}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigpt4.conversation.prompts import read_prompts
-from minigpt4.datasets.source import Example, IndexedSource, SourceConfig, examples_of, require_folder
+from minigpt4.datasets.source import Example, IndexedSource, SourceConfig, examples_of, file_digest, require_folder
 from minigpt4.errors import DataError
 from minigpt4.registry import path_field
 
@@ -50,6 +50,10 @@ class AlignedPairs(IndexedSource):
                 f"({examples_of(missing)}); put them there",
                 cause="missing",
             )
+
+    def digest(self) -> str:
+        """See `Source.digest`: the annotations."""
+        return file_digest(self._file)
 
     def __len__(self) -> int:
         """Return the number of annotations."""

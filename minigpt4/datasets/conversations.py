@@ -16,7 +16,7 @@ from typing import Any
 from minigpt4.assets import resolve
 from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue, Turn, normalise_marks, place_images
 from minigpt4.conversation.prompts import read_prompts
-from minigpt4.datasets.source import Example, IndexedSource, SourceConfig
+from minigpt4.datasets.source import Example, IndexedSource, SourceConfig, file_digest
 from minigpt4.errors import DataError
 from minigpt4.registry import path_field
 
@@ -54,6 +54,10 @@ class Conversations(IndexedSource):
         if not self._rows:
             raise DataError(f"{self._file}: holds no row", cause="row")
         self._place = "{file}:{number}" if is_lines else "{file} item {number}"
+
+    def digest(self) -> str:
+        """See `Source.digest`: the annotations."""
+        return file_digest(self._file)
 
     def __len__(self) -> int:
         """Return the number of rows."""

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from minigpt4.assets import resolve
 from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue, Turn
 from minigpt4.conversation.prompts import read_prompts
-from minigpt4.datasets.source import Example, IndexedSource, SourceConfig, examples_of, require_folder
+from minigpt4.datasets.source import Example, IndexedSource, SourceConfig, examples_of, file_digest, require_folder
 from minigpt4.errors import DataError
 from minigpt4.registry import path_field
 
@@ -102,6 +102,10 @@ class EasyVQA(IndexedSource):
         self.instructions = [""]
         if config.form == "conversations":
             self.instructions = [p.replace(IMAGE_MARK, "").strip() for p in read_prompts(config.prompts)]
+
+    def digest(self) -> str:
+        """See `Source.digest`: the questions."""
+        return file_digest(self._images.parent / "questions.json")
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,10 @@ class Source(ABC):
     def in_order(self) -> Iterator[Item]:
         """Return one pass over the source, the same each time."""
 
+    def digest(self) -> str:
+        """Return a hash of what the source holds, images left out; empty where it cannot tell."""
+        return ""
+
     def captioned(self, text: str, place: str, prompt: str = "") -> Dialogue:
         """Return the dialogue of a caption, cleaned by this source's text processor.
 
@@ -144,6 +148,18 @@ class IndexedSource(Source):
             return self.example(index, random.Random(f"{seed}/{index}"))
         except DataError as error:
             return error
+
+
+def data_hash(sources: Mapping[str, Source]) -> str:
+    """Return a short identity of training data: names, weights and digests of its sources."""
+    told = [(name, source.weight, source.digest()) for name, source in sorted(sources.items())]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
+def file_digest(file: Path) -> str:
+    """Return the SHA-256 of a file of annotations."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def permutation(length: int, *seed: object) -> Tensor:

@@ -5,18 +5,25 @@ Input: token ids, or embeds with images already spliced in. Output: embeds and l
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
 from minigpt4.assets import resolve
-from minigpt4.errors import MissingDependencyError, WeightsError
+from minigpt4.batch import Batch
+from minigpt4.errors import ConfigError, MissingDependencyError, WeightsError
+from minigpt4.models.splice import structured_mask
 from minigpt4.registry import path_field
+
+_FULL, _WINDOWED = "full_attention", "sliding_attention"
+"""transformers' names of the two kinds of attention layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +98,21 @@ class LanguageModel(nn.Module):
         except ValueError as error:
             raise WeightsError(f"model.language_model.lora.target_modules: {error}") from error
 
+    def merged_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors under the names of the model without adapters, each adapter added into its layer.
+
+        A merged tensor is new, in the precision of the layer; all others are the model's own.
+        """
+        for name, tensor in self.model.state_dict().items():
+            if ".lora_" in name:
+                continue
+            layer, adapted, leaf = name.rpartition(".base_layer.")
+            if adapted and leaf == "weight":
+                adapters: Any = self.model.get_submodule(layer)
+                deltas = [adapters.get_delta_weight(adapter) for adapter in adapters.active_adapters]
+                tensor = sum(deltas, tensor).to(tensor.dtype).detach()
+            yield (f"{layer}.{leaf}" if adapted else name), tensor
+
     @property
     def hidden_size(self) -> int:
         """Dl."""
@@ -120,10 +142,50 @@ class LanguageModel(nn.Module):
         """Return the token embeds (B, T, Dl) of `input_ids` (B, T)."""
         return self.model.get_input_embeddings()(input_ids)
 
+    def structured_masks(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        """Return the additive mask (B, 1, T, T) of rows with segments and branches; one for each kind of layer if some
+        see a window only.
+
+        transformers uses a mask of this shape as it is, in every layer: the window must be in it.
+
+        Raises:
+            ConfigError: the model cannot keep the parts of a row apart.
+        """
+        kinds = self.attention_kinds()
+        config = self.model.config.get_text_config()
+        masks = {
+            kind: structured_mask(batch, self.dtype, config.sliding_window if kind == _WINDOWED else None)
+            for kind in kinds
+        }
+        has_kinds = getattr(config, "layer_types", None) is not None
+        return masks if has_kinds and _WINDOWED in kinds else next(iter(masks.values()))
+
+    def attention_kinds(self) -> set[str]:
+        """Return the kinds of attention layer of a model that can keep the parts of a row apart.
+
+        Raises:
+            ConfigError: it cannot, because masks and positions do not decide all that a token sees.
+        """
+        config = self.model.config.get_text_config()
+        windowed = getattr(config, "sliding_window", None) is not None
+        kinds = set(getattr(config, "layer_types", None) or [_WINDOWED if windowed else _FULL])
+        kinds |= {f"{kind} attention" for kind in getattr(config, "attention_layers", []) if kind != "global"}
+        reason = ""
+        if getattr(config, "alibi", False) or "position_ids" not in inspect.signature(self.model.forward).parameters:
+            reason = "takes no positions from outside"
+        elif not kinds <= {_FULL, _WINDOWED}:
+            reason = f"has layers of {', '.join(sorted(kinds - {_FULL, _WINDOWED}))}"
+        if reason:
+            raise ConfigError(
+                f"{config.model_type} {reason}, so the parts of a row cannot be kept apart: set "
+                "conversation.isolate_turns to false"
+            )
+        return kinds
+
     def forward(
         self,
         inputs_embeds: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | dict[str, Tensor] | None,
         position_ids: Tensor | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
@@ -131,7 +193,7 @@ class LanguageModel(nn.Module):
 
         Args:
             inputs_embeds: (B, T, Dl).
-            attention_mask: (B, T) bool, or additive (B, 1, T, T), or None.
+            attention_mask: (B, T) bool, or what `structured_masks` returns, or None.
             position_ids: (B, T) or None.
             at: (B, T) bool, the positions whose logits are wanted.
 
@@ -187,3 +249,14 @@ def load_causal_lm(path: Path, dtype: str, attn_implementation: str = "auto") ->
         lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         raise WeightsError(f"{path}: {len(lacking)} tensors missing or misshapen, the first: {', '.join(lacking[:5])}")
     return model
+
+
+def declared_width(path: Path) -> int:
+    """Return the Dl that a folder's `config.json` declares, or 0 if it cannot be told without loading the model."""
+    if not (path / "config.json").is_file():
+        return 0
+    try:
+        config: Any = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0  # loading it will say what is wrong
+    return getattr(config, "word_embed_proj_dim", 0) or getattr(config, "hidden_size", 0)

@@ -16,7 +16,7 @@ from minigpt4.models.freezing import part_of, set_trainable
 from minigpt4.models.language_model import LanguageModel
 from minigpt4.models.loss import sample_losses, token_losses
 from minigpt4.models.resampler import Resampler
-from minigpt4.models.splice import splice, structured_mask
+from minigpt4.models.splice import splice
 from minigpt4.models.vision import VisionEncoder
 from minigpt4.registry import (
     LANGUAGE_MODELS,
@@ -157,10 +157,8 @@ class MiniGPT4(nn.Module):
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits (N, V) at the N positions of `batch.supervised`, row by row."""
         embeds = self.embed(batch)
-        mask = batch.attention_mask
-        if batch.has_structure:
-            mask = structured_mask(batch.segment_ids, batch.branch_ids, embeds.dtype)
-        return self.language_model(embeds, mask, batch.position_ids, at=batch.supervised)
+        masks = self.language_model.structured_masks(batch) if batch.has_structure else batch.attention_mask
+        return self.language_model(embeds, masks, batch.position_ids, at=batch.supervised)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the summed loss over the batch's supervised tokens, in nats: a scalar.

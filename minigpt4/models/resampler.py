@@ -18,6 +18,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from minigpt4.assets import resolve
 from minigpt4.errors import ConfigError
+from minigpt4.models.blip2_folder import is_blip2_folder, read_qformer
 from minigpt4.models.identity import identity_settings
 from minigpt4.models.vision import VisionEncoder
 from minigpt4.registry import path_field
@@ -54,7 +55,7 @@ class QFormerConfig:
     """BLIP-2's Q-Former without its text branch; the sizes are those of the published file."""
 
     weights: str = path_field()
-    """`blip2_pretrained_flant5xxl.pth`, or `random`."""
+    """`blip2_pretrained_flant5xxl.pth`, a Hugging Face folder of BLIP-2, or `random`."""
     num_query_tokens: int = 32
     """Q."""
     hidden_size: int = 768
@@ -93,20 +94,26 @@ class QFormer(Resampler):
     @classmethod
     def from_config(cls, config: QFormerConfig, vision_encoder: VisionEncoder) -> QFormer:
         """Build the Q-Former for the encoder's patches and load its weights."""
-        resampler = cls(config, vision_encoder.feature_dim)
-        if config.weights != RANDOM:
-            resampler.load_published(config.weights)
+        if config.weights == RANDOM:
+            return cls(config, vision_encoder.feature_dim)
+        with torch.device("meta"):
+            resampler = cls(config, vision_encoder.feature_dim)
+        resampler._load(config.weights)
         return resampler
 
-    def load_published(self, weights: str) -> None:
-        """Load `Qformer.bert.*` and `query_tokens` of a BLIP-2 file.
+    def _load(self, weights: str) -> None:
+        """Load `Qformer.bert.*` and `query_tokens` of a BLIP-2 file or of a Hugging Face folder of BLIP-2.
 
         Raises:
             WeightsError: a tensor is missing or misshapen.
         """
-        path = str(resolve(weights))
-        tensors = read_tensors(path, lambda name: name == "query_tokens" or name.startswith("Qformer.bert."))
-        load_strict(self, {qformer_name(n): t for n, t in tensors.items()}, source=path, ignore=is_text_branch)
+        path = resolve(weights)
+        if is_blip2_folder(path):
+            tensors = read_qformer(path)
+        else:
+            published = read_tensors(path, lambda name: name == "query_tokens" or name.startswith("Qformer.bert."))
+            tensors = {qformer_name(name): tensor for name, tensor in published.items()}
+        load_strict(self, tensors, source=str(path), ignore=is_text_branch, empty_as=torch.float32)
         self.source = weights
 
     def forward(self, patch_features: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from minigpt4.assets import resolve
 from minigpt4.errors import ConfigError, UnknownNameError
+from minigpt4.models.blip2_folder import is_blip2_folder, read_encoder, read_ln_vision
 from minigpt4.models.identity import identity_settings
 from minigpt4.processors.image import ImageSpec
 from minigpt4.registry import path_field
@@ -51,9 +52,10 @@ class EvaViTGConfig:
     """EVA-CLIP ViT-g/14 as MiniGPT-4 uses it; the sizes are those of the published file."""
 
     weights: str = path_field()
-    """`eva_vit_g.pth`, or `random`."""
+    """`eva_vit_g.pth`, a Hugging Face folder of BLIP-2, or `random`."""
     ln_vision_weights: str = path_field("")
-    """File with `ln_vision.*` (the Q-Former's). Empty: identity, as in the published LLaMA-2 variant."""
+    """What holds `ln_vision` (the Q-Former's file, or a Hugging Face folder of BLIP-2). Empty: identity, as in the
+    published LLaMA-2 variant."""
     image_size: int = 224
     """Height and width of the input in pixels."""
     patch_size: int = 14
@@ -73,7 +75,7 @@ class EvaViTGConfig:
 class EvaViTG(VisionEncoder):
     """EVA-ViT-g: all tokens of the last of its blocks, class token kept, no final norm, then `ln_vision`.
 
-    Source: BLIP-2's `eva_vit.py`; blocks' eps 1e-6, `ln_vision`'s 1e-5 and computed in float32.
+    Source: BLIP-2's `eva_vit.py`; blocks' eps 1e-6, `ln_vision`'s 1e-5 and computed in float32 at least.
     """
 
     Config = EvaViTGConfig
@@ -105,34 +107,42 @@ class EvaViTG(VisionEncoder):
     @classmethod
     def from_config(cls, config: EvaViTGConfig) -> EvaViTG:
         """Build the encoder and load its weights."""
-        encoder = cls(config)
-        if config.weights != RANDOM:
-            encoder.load_published(config.weights, config.ln_vision_weights)
-        encoder.vit.to(getattr(torch, config.dtype))
+        dtype: torch.dtype = getattr(torch, config.dtype)
+        if config.weights == RANDOM:
+            encoder = cls(config)
+            encoder.vit.to(dtype)
+            return encoder
+        with torch.device("meta"):  # a billion random numbers would only be thrown away
+            encoder = cls(config)
+        encoder._load(config.weights, config.ln_vision_weights, dtype)
         return encoder
 
-    def load_published(self, weights: str, ln_vision_weights: str = "") -> None:
-        """Load `eva_vit_g.pth` and, from another file, `ln_vision.*`.
+    def _load(self, weights: str, ln_vision_weights: str, dtype: torch.dtype) -> None:
+        """Load the encoder's weights and, if named, `ln_vision.*`; each from a published file or a BLIP-2 folder.
 
         Raises:
             WeightsError: a tensor is missing, misshapen or not known to be superfluous.
         """
-        path = str(resolve(weights))
-        depth = len(self.vit.blocks)
-        left_out = (f"blocks.{depth}.", "norm.", "fc_norm.", "head.", "mask_token")
-        load_strict(self.vit, read_tensors(path), source=path, ignore=lambda name: name.startswith(left_out))
+        path = resolve(weights)
+        left_out = (f"blocks.{len(self.vit.blocks)}.", "norm.", "fc_norm.", "head.", "mask_token")
+        tensors = read_encoder(path) if is_blip2_folder(path) else read_tensors(path)
+        blocks: Any = self.vit.blocks
+        for block in blocks:  # a constant, which no file holds
+            block.attn.k_bias = torch.zeros(self.feature_dim, dtype=dtype)
+        load_strict(self.vit, tensors, source=str(path), ignore=lambda name: name.startswith(left_out), empty_as=dtype)
+        self.ln_vision = nn.LayerNorm(self.feature_dim, eps=self.ln_vision.eps)
         if ln_vision_weights:
-            norm_path = str(resolve(ln_vision_weights))
-            norm = read_tensors(norm_path, lambda name: name.startswith("ln_vision."))
-            renamed = {name.removeprefix("ln_vision."): tensor for name, tensor in norm.items()}
-            load_strict(self.ln_vision, renamed, source=norm_path)
+            norm_path = resolve(ln_vision_weights)
+            load_strict(self.ln_vision, read_ln_vision(norm_path), source=str(norm_path))
         self.source = weights
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Return `patch_features` (I, 1 + P, Dv), in the precision of the weights."""
         tokens = self.vit.forward_features(pixel_values.to(next(self.vit.parameters()).dtype))
         norm = self.ln_vision
-        normed = F.layer_norm(tokens.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+        precision = torch.promote_types(tokens.dtype, torch.float32)
+        weight, bias = norm.weight.to(precision), norm.bias.to(precision)
+        normed = F.layer_norm(tokens.to(precision), norm.normalized_shape, weight, bias, norm.eps)
         return normed.to(tokens.dtype)
 
 

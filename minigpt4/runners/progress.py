@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter
@@ -11,8 +12,10 @@ from typing import Any
 from minigpt4.config.sections import RunSection
 from minigpt4.errors import TrainingError
 from minigpt4.models.freezing import count_parameters
+from minigpt4.models.language_model import LanguageModel
 from minigpt4.models.minigpt4 import MiniGPT4
 
+_log = logging.getLogger(__name__)
 CHECK_SKIPS_FROM = 200
 
 
@@ -123,3 +126,19 @@ def accumulation_steps(run: RunSection, world_size: int) -> int:
             f"{run.batch_size_per_rank} x {world_size} rank(s); change one of the two"
         )
     return run.global_batch_size // at_once
+
+
+def warn_of_guess(loss: float, llm: LanguageModel) -> None:
+    """Say so if the mean loss of the first step, in nats, is that of a uniform guess over the vocabulary.
+
+    The published code's best known trap: a loss that stays at 10.37, ln 32000, whatever it is trained on.
+    """
+    chance = math.log(llm.vocab_size)
+    if abs(loss - chance) < 0.01 * chance:
+        _log.warning(
+            "the first loss %.4f is ln(vocabulary) %.4f, within 1 %%: such a language model is guessing: "
+            "are the weights of %s right?",
+            loss,
+            chance,
+            llm.source or "the language model",
+        )

@@ -18,6 +18,7 @@ from minigpt4 import __version__
 from minigpt4.assets import ASSETS, mentioned
 from minigpt4.checkpoints.assemble import load_trained
 from minigpt4.checkpoints.manifest import FORMAT, Manifest, PartIdentity
+from minigpt4.checkpoints.start import Start
 from minigpt4.checkpoints.store import CONFIG, CheckpointStore, read_state
 from minigpt4.config import Config, differences, load_config
 from minigpt4.errors import CheckpointError
@@ -43,6 +44,15 @@ class RunState:
     positions: dict[int, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What the checkpoints of a run come from; see `Manifest`."""
+
+    parts: dict[str, PartIdentity]
+    stage: int
+    data: str
+
+
 @dataclass
 class Snapshots:
     """Saves and restores the state of one run.
@@ -53,7 +63,7 @@ class Snapshots:
         accelerator: the run's.
         model: not wrapped.
         optimizer: as accelerate prepared it.
-        identities: of the frozen parts.
+        origin: frozen parts, stage and data.
     """
 
     config: Config
@@ -61,7 +71,7 @@ class Snapshots:
     accelerator: Accelerator
     model: MiniGPT4
     optimizer: AcceleratedOptimizer
-    identities: dict[str, PartIdentity]
+    origin: Origin
 
     def save(self, state: RunState) -> None:
         """Write a checkpoint; every rank takes part.
@@ -98,9 +108,11 @@ class Snapshots:
         Raises:
             CheckpointError: it does not fit this run.
         """
-        manifest, values = Manifest.read(folder), read_state(folder)
+        start, values = Start.at(folder), read_state(folder)
         self._check(folder, values)
-        load_trained(self.model, folder, manifest)
+        if start.manifest.data and start.manifest.data != self.origin.data:
+            _log.warning("%s: the training data has changed since; the run goes on with the new data", folder)
+        load_trained(self.model, start)
         settings = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
         self.optimizer.load_state_dict(values["optimizer"])
         for group, wanted in zip(self.optimizer.param_groups, settings, strict=True):
@@ -144,8 +156,10 @@ class Snapshots:
             total_steps=self.config.run.total_steps,
             template=self.config.conversation.template,
             trained={name: list(tensor.shape) for name, tensor in self.model.trained_state().items()},
-            parts=self.identities,
+            parts=self.origin.parts,
             samples=progress.samples,
             tokens=progress.tokens,
             notes=[f"{n}: {ASSETS[n].about} ({ASSETS[n].licence})" for n in mentioned(self.config.values)],
+            stage=self.origin.stage,
+            data=self.origin.data,
         )

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from minigpt4.batch import Batch
 from minigpt4.checkpoints.assemble import LoadedModel, assemble
-from minigpt4.checkpoints.manifest import identify
+from minigpt4.checkpoints.manifest import identify, stage_after
 from minigpt4.checkpoints.store import CheckpointStore
 from minigpt4.config import Config
 from minigpt4.config.sections import RunSection
+from minigpt4.datasets.source import data_hash
 from minigpt4.errors import ConfigError, TrainingError
 from minigpt4.runners.launch import build_accelerator, gather_objects, log_file, make_folder, recompute_activations
 from minigpt4.runners.metrics import MetricsLog, wanted_trackers
@@ -36,9 +37,9 @@ from minigpt4.runners.prepare import (
     training_batches,
     validation_batches,
 )
-from minigpt4.runners.progress import Progress, Window, accumulation_steps, start_block
+from minigpt4.runners.progress import Progress, Window, accumulation_steps, start_block, warn_of_guess
 from minigpt4.runners.schedule import learning_rate
-from minigpt4.runners.snapshot import RunState, Snapshots
+from minigpt4.runners.snapshot import Origin, RunState, Snapshots
 from minigpt4.runners.validation import Validation, validate
 
 _log = logging.getLogger(__name__)
@@ -123,7 +124,8 @@ class TrainRunner:
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.metrics = MetricsLog(self.accelerator, self.folder)
         identities = identify(self.model, self.model.learnt_names())
-        self.snapshots = Snapshots(self.config, self.store, self.accelerator, self.model, self.optimizer, identities)
+        origin = Origin(identities, stage_after(self.loaded.manifest), data_hash(sources))
+        self.snapshots = Snapshots(self.config, self.store, self.accelerator, self.model, self.optimizer, origin)
         if resumed is not None:
             self.state = self.snapshots.restore(resumed)
         if self.accelerator.is_main_process:
@@ -182,8 +184,8 @@ class TrainRunner:
         self.optimizer.zero_grad()
         self.progress.tokens += int(tokens)
         self.state.window.add(loss_total, tokens, float(norm), rate)
-        if self.progress.step == 1:
-            self._check_first_loss(loss_total / tokens)
+        if self.progress.step == 1 and self.accelerator.is_main_process:
+            warn_of_guess(loss_total / tokens, self.model.language_model)
 
     def _count(self, group: list[Batch]) -> None:
         """Note what this rank's batches tell of samples, skips and reader positions."""
@@ -221,15 +223,6 @@ class TrainRunner:
             raise TrainingError(
                 f"{window.nonfinite_in_a_row} steps in a row had a loss or gradient that is not finite, up to step "
                 f"{self.progress.step}; the log names their samples. Lower run.learning_rate, or use bf16 or fp32"
-            )
-
-    def _check_first_loss(self, loss: float) -> None:
-        chance = math.log(self.model.language_model.vocab_size)
-        if self.accelerator.is_main_process and abs(loss - chance) < 0.01 * chance:
-            _log.warning(
-                "the first loss %.4f is ln(vocabulary) %.4f: the language model is guessing; are its weights loaded?",
-                loss,
-                chance,
             )
 
     def _log_step(self) -> float:

@@ -18,7 +18,7 @@ FLOORS: list[set[str]] = [
     {"datasets", "models"},
     {"checkpoints", "planning"},
     {"chat"},
-    {"server", "evaluation", "curation"},
+    {"server", "evaluation", "curation", "exports"},
     {"runners"},
     {"__init__"},  # its lazy public names
     {"cli"},
@@ -31,12 +31,12 @@ HOMES: dict[str, tuple[str, ...]] = {
     "webdataset": ("datasets",),
     "gradio": ("demo",),
     "accelerate": ("runners",),
-    "transformers": ("models", "conversation/tokenizer", "chat/decoding", "assets"),
+    "transformers": ("models", "conversation/tokenizer", "chat/decoding", "assets", "exports/huggingface"),
     "peft": ("models",),
     "torchvision": (),
 }
 SCRIPTS = ("train.py", "demo.py")
-PRINTING = ("cli.py",)
+PRINTING = ("cli.py", "exports/huggingface/example.py")  # the second is a script that travels with an export
 DEVICE_HOME = "devices.py"
 FORBIDDEN_NAME = re.compile(r"utils?|common|base|base_.*")
 MAX_LINES = 300

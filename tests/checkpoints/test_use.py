@@ -133,7 +133,7 @@ MISFITS = {
     ),
     "later format": (
         lambda folder, other: edit_json(folder / "manifest.json", format=99),
-        "format 99, but this version reads up to 1; upgrade minigpt4",
+        "format 99, but this version reads up to 2; upgrade minigpt4",
     ),
     "config missing": (lambda folder, other: (folder / "config.yaml").unlink(), r"has no config\.yaml"),
     "config damaged": (lambda folder, other: (folder / "config.yaml").write_text("model: ["), r"config\.yaml"),

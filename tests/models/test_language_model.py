@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import json
 import shutil
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import BloomConfig, BloomForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
 
-from minigpt4.errors import MissingDependencyError, WeightsError
+from minigpt4.datasets.collate import collate
+from minigpt4.errors import ConfigError, MissingDependencyError, WeightsError
 from minigpt4.models.language_model import LanguageModel, LanguageModelConfig, LoraConfig
 from tests.models import parts
 from tests.models.parts import CLOSE, FAMILIES
@@ -115,3 +118,34 @@ def test_the_head_is_left_alone_after_an_error():
     head = llm.model.get_output_embeddings()
     assert isinstance(head, nn.Linear)
     assert not head._forward_pre_hooks
+
+
+def test_layers_that_cannot_keep_the_parts_of_a_row_apart_are_named():
+    llm = parts.language_model()
+    llm.model.config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(ConfigError, match=r"llama has layers of linear_attention, so .*isolate_turns to false"):
+        llm.structured_masks(collate(parts.samples(), 0))
+    bloom = LanguageModel(BloomForCausalLM(BloomConfig(vocab_size=9, hidden_size=8, n_layer=1, n_head=2)))
+    with pytest.raises(ConfigError, match="bloom takes no positions from outside"):
+        bloom.attention_kinds()
+    neo = GPTNeoConfig(
+        vocab_size=9, hidden_size=8, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]]
+    )
+    with pytest.raises(ConfigError, match="gpt_neo has layers of local attention"):
+        LanguageModel(GPTNeoForCausalLM(neo)).attention_kinds()
+
+
+def test_merged_tensors_are_the_model_with_its_adapters_in_it():
+    llm = parts.language_model()
+    bare = copy.deepcopy(llm.model)
+    llm.add_lora(LoraConfig(rank=2, target_modules=["q_proj", "down_proj"]))
+    with torch.no_grad():
+        for name, parameter in llm.named_parameters():
+            if ".lora_" in name:
+                parameter.normal_()
+    ids = torch.randint(3, parts.VOCABULARY, (1, 7))
+    with torch.no_grad():
+        wanted = llm(llm.embed(ids), None)
+        assert not torch.allclose(bare(input_ids=ids).logits, wanted, **CLOSE)
+        bare.load_state_dict(dict(llm.merged_tensors()))  # strict: the very names of the bare model
+        torch.testing.assert_close(bare(input_ids=ids).logits, wanted, **CLOSE)

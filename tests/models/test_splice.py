@@ -6,7 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from minigpt4.batch import Batch
 from minigpt4.errors import DataError
 from minigpt4.models.splice import splice, structured_mask
 
@@ -46,24 +48,33 @@ def test_images_take_the_precision_of_the_tokens():
     assert found.dtype == torch.bfloat16
 
 
-rows = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=8)
+def batch_of(segments: Tensor, branches: Tensor, positions: Tensor) -> Batch:
+    free = torch.zeros_like(segments)
+    mask = segments > 0
+    return Batch(free, free, mask, free > 0, positions, segments, branches, torch.zeros(len(segments)))
+
+
+rows = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=8)
 
 
 @settings(max_examples=50, deadline=None)
-@given(rows)
-def test_mask_is_the_written_rule(row):
-    segments, branches = (torch.tensor([part]) for part in zip(*row, strict=True))
-    mask = structured_mask(segments, branches, torch.float32)
+@given(rows, st.integers(1, 4) | st.none())
+def test_mask_is_the_written_rule(row, window):
+    segments, branches, positions = (torch.tensor([part]) for part in zip(*row, strict=True))
+    mask = structured_mask(batch_of(segments, branches, positions), torch.float32, window)
     assert mask.shape == (1, 1, len(row), len(row))
-    for i, (segment, branch) in enumerate(row):
-        for j, (other_segment, other_branch) in enumerate(row):
+    for i, (segment, branch, place) in enumerate(row):
+        for j, (other_segment, other_branch, other_place) in enumerate(row):
             seen = j <= i and segment == other_segment and other_branch in (0, branch)
+            seen = seen and (window is None or place - other_place < window)
             assert mask[0, 0, i, j] == (0 if seen else torch.finfo(torch.float32).min)
 
 
+@pytest.mark.parametrize("window", [None, 1])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_no_row_of_the_mask_is_empty(dtype):
-    mask = structured_mask(torch.tensor([[1, 1, 0, 0]]), torch.zeros(1, 4, dtype=torch.long), dtype)
+def test_no_row_of_the_mask_is_empty(dtype, window):
+    none = torch.zeros(1, 4, dtype=torch.long)
+    mask = structured_mask(batch_of(torch.tensor([[1, 1, 0, 0]]), none, none), dtype, window)
     assert mask.dtype == dtype
     assert torch.isfinite(mask).all()
     assert (mask == 0).any(-1).all()

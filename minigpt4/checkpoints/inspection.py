@@ -1,0 +1,275 @@
+"""What a file or folder of weights is, what it fits, and what to pass it as: `python -m minigpt4 inspect PATH`.
+
+Input: a path. Output: an `Inspection`. Only names, shapes and headers are read, and no code from the file is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from minigpt4.assets import PREFIX
+from minigpt4.checkpoints.manifest import FILE as MANIFEST
+from minigpt4.checkpoints.manifest import Manifest
+from minigpt4.checkpoints.published import is_released, read_released
+from minigpt4.checkpoints.store import LATEST, WEIGHTS
+from minigpt4.config import Config
+from minigpt4.errors import ConfigError, MiniGPT4Error, MissingDependencyError, WeightsError
+from minigpt4.models.blip2_folder import is_blip2_folder
+from minigpt4.weights import read_tensors
+
+ENCODER, RESAMPLER = "model.vision_encoder.weights", "model.resampler.weights"
+LANGUAGE_MODEL, START = "model.language_model.path", "model.init_from"
+_BLIP2_LLM = {
+    ("t5_proj", 4096): "FlanT5-XXL",
+    ("t5_proj", 2048): "FlanT5-XL",
+    ("opt_proj", 2560): "OPT-2.7B",
+    ("opt_proj", 4096): "OPT-6.7B",
+}
+"""By the layer behind BLIP-2's Q-Former, and its width."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a file or folder.
+
+    Attributes:
+        path: the file or folder.
+        what: what it is, in a few words.
+        options: the config keys it may be passed as; none if it is of no use here.
+        facts: sizes and where it fits, one line each.
+    """
+
+    path: Path
+    what: str
+    options: tuple[str, ...] = ()
+    facts: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        use = "  pass as: --options " + " ".join(f"{option}={self.path}" for option in self.options)
+        return "\n".join(
+            [f"{self.path}: {self.what}", *(f"  {fact}" for fact in self.facts), *[use] * bool(self.options)]
+        )
+
+
+def inspect(path: str | Path) -> Inspection:
+    """Tell what a file or folder is.
+
+    Raises:
+        WeightsError, CheckpointError: it is missing, damaged, a web page, or holds foreign code; the message says so.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix == ".gguf":
+        return _gguf(path)
+    if path.suffix == ".safetensors" and (path.parent / MANIFEST).is_file():
+        return _checkpoint(path.parent)
+    return _tensors(path, read_tensors(path))
+
+
+def check_kinds(config: Config) -> None:
+    """Raise ConfigError if a file of the model section is plainly of another kind than its option wants.
+
+    What cannot be told, or is damaged, is left to the loading of it, which has its own messages.
+    """
+    model: Any = config.model
+    given = {
+        ENCODER: getattr(model.vision_encoder.config, "weights", ""),
+        RESAMPLER: getattr(model.resampler.config, "weights", ""),
+        LANGUAGE_MODEL: getattr(model.language_model.config, "path", ""),
+        START: model.init_from,
+    }
+    problems = []
+    for option, value in given.items():
+        path = Path(value)
+        if not value or value.startswith(PREFIX) or not path.exists():
+            continue
+        try:
+            found = inspect(path)
+        except MiniGPT4Error:
+            continue
+        if found.options and option not in found.options:
+            problems.append(f"{option}: {value} is {found.what}; pass it as {' or '.join(found.options)}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _tensors(path: Path, tensors: Mapping[str, Tensor]) -> Inspection:
+    """Tell a file by the names of its tensors."""
+    facts = [_size(path, tensors)]
+    if is_released(tensors):
+        return _released(path, facts)
+    if _has(tensors, query_tokens=3):
+        return _qformer(path, tensors, facts)
+    if "blocks.0.attn.q_bias" in tensors and _has(tensors, **{"pos_embed": 3, "patch_embed.proj.weight": 4}):
+        return _eva(path, tensors, facts)
+    first = ", ".join(list(tensors)[:3])
+    return Inspection(path, "weights of a model that is not known here", (), [*facts, f"its first tensors: {first}"])
+
+
+def _has(tensors: Mapping[str, Tensor], **dimensions: int) -> bool:
+    """Whether there are tensors of these names, with so many dimensions."""
+    return all(name in tensors and tensors[name].ndim == number for name, number in dimensions.items())
+
+
+def _eva(path: Path, tensors: Mapping[str, Tensor], facts: list[str]) -> Inspection:
+    width, patch = (tensors["patch_embed.proj.weight"].shape[n] for n in (0, 3))
+    side = int((tensors["pos_embed"].shape[1] - 1) ** 0.5) * patch
+    blocks = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+    facts += [
+        f"{blocks} blocks {width} wide, of which MiniGPT-4 uses all but the last; images of {side} x {side} pixels in "
+        f"patches of {patch}",
+        "fits every released MiniGPT-4: 7B, 13B, LLaMA-2"
+        if (width, blocks) == (1408, 40)
+        else f"not the published size (40 blocks 1408 wide): set depth to {blocks - 1}, embed_dim to {width}",
+    ]
+    return Inspection(path, "EVA-CLIP ViT-g, the image encoder", (ENCODER,), facts)
+
+
+def _qformer(path: Path, tensors: Mapping[str, Tensor], facts: list[str]) -> Inspection:
+    _, queries, width = tensors["query_tokens"].shape
+    at = "Qformer.bert.encoder.layer."
+    layers = {name.removeprefix(at).split(".")[0] for name in tensors if name.startswith(at)}
+    heads = [
+        (h, tensors[f"{h}.weight"].shape[0]) for h in ("t5_proj", "opt_proj") if _has(tensors, **{f"{h}.weight": 2})
+    ]
+    told = [_BLIP2_LLM.get(head, f"a language model {head[1]} wide") for head in heads]
+    trained = told[0] if told else "a language model it does not tell"
+    facts += [
+        f"Q-Former of {len(layers)} layers {width} wide with {queries} queries; ln_vision "
+        + ("inside" if "ln_vision.weight" in tensors else "not inside, so it must come from another file"),
+        f"trained beside {trained}; the released MiniGPT-4 7B and 13B want the one trained beside FlanT5-XXL",
+    ]
+    return Inspection(path, "BLIP-2's Q-Former", (RESAMPLER,), facts)
+
+
+def _released(path: Path, facts: list[str]) -> Inspection:
+    released = read_released(path)
+    width, query_width = released.tensors["llama_proj.weight"].shape
+    facts += [f"llama_proj from query features {query_width} wide to a language model {width} wide"]
+    stage = f"stage {released.manifest.stage}" if released.manifest.stage else "its stage is not noted"
+    facts += [f"{stage}; {released.manifest.notes[0]}; {len(released.ignored)} buffers in it are not needed"]
+    if released.release is None:
+        return Inspection(path, "MiniGPT-4 checkpoint of an unusual size", (START,), facts)
+    facts += [
+        f"fits: {released.release.language_model}",
+        f"chat: python -m minigpt4 chat --cfg-path {released.release.config} --options {START}={path} ...",
+    ]
+    return Inspection(path, f"MiniGPT-4 checkpoint for {released.release.language_model}", (START,), facts)
+
+
+def _folder(path: Path) -> Inspection:
+    if (path / MANIFEST).is_file():
+        return _checkpoint(path)
+    latest = path / "checkpoints" / LATEST
+    if (latest / MANIFEST).is_file():
+        return Inspection(path, f"run folder; its newest checkpoint is {latest}")
+    config = _json(path / "config.json")
+    if is_blip2_folder(path):
+        names = read_tensors(path, lambda name: name == "query_tokens")
+        queries = f"{names['query_tokens'].shape[1]} queries" if names else "no query_tokens, so no Q-Former"
+        text = config.get("text_config")
+        llm = text.get("model_type", "not named") if isinstance(text, dict) else "not named"
+        facts = [
+            f"{queries}; the language model inside ({llm}) is never read",
+            "the released MiniGPT-4 7B and 13B want Salesforce/blip2-flan-t5-xxl",
+        ]
+        return Inspection(
+            path, "Hugging Face BLIP-2: image encoder, ln_vision and Q-Former", (ENCODER, RESAMPLER), facts
+        )
+    if "model_type" in config:
+        return _language_model(path, config)
+    raise WeightsError(f"{path}: neither {MANIFEST} nor a config.json with a model_type is in this folder")
+
+
+def _checkpoint(folder: Path) -> Inspection:
+    manifest = Manifest.read(folder)
+    trained = read_tensors(folder / WEIGHTS)
+    facts = [
+        _size(folder / WEIGHTS, trained),
+        f"step {manifest.step} of {manifest.total_steps}; stage {manifest.stage or 'not noted'}; "
+        f"{manifest.samples} samples, {manifest.tokens} tokens",
+        f"template {manifest.template}; data {manifest.data or 'not noted'}",
+        f"trained: {', '.join(manifest.trained)}",
+    ]
+    for name, part in manifest.parts.items():
+        vocabulary = f", {part.vocabulary} tokens" if part.vocabulary else ""
+        facts.append(
+            f"beside {name}: {part.type} {part.source or '(no weights of its own)'}, {part.width} wide{vocabulary}, "
+            f"fingerprint {part.fingerprint}"
+        )
+    facts += [*manifest.notes, f"chat: python -m minigpt4 chat --cfg-path {folder} ..."]
+    return Inspection(folder, f"checkpoint of minigpt4 {manifest.version}", (START,), facts)
+
+
+def _language_model(folder: Path, config: Mapping[str, Any]) -> Inspection:
+    """Tell a folder saved by transformers; its index, if it has one, must name files that are there."""
+    inner = config.get("text_config")
+    sizes = inner if isinstance(inner, dict) else config
+    width, vocabulary, layers = (sizes.get(key, "?") for key in ("hidden_size", "vocab_size", "num_hidden_layers"))
+    shards = sorted({*_json(folder / "model.safetensors.index.json").get("weight_map", {}).values()})
+    lacking = [name for name in shards if not (folder / name).is_file()]
+    if lacking:
+        raise WeightsError(f"{folder}: {len(lacking)} of {len(shards)} shards are missing, the first: {lacking[0]}")
+    files = [f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin")]
+    if not files:
+        raise WeightsError(f"{folder}: has a config.json of {config['model_type']}, but no .safetensors or .bin file")
+    for file in files:
+        if file.suffix == ".safetensors":
+            read_tensors(file, lambda name: False)  # a truncated one raises
+    size = sum(f.stat().st_size for f in files) / 1e9
+    precision = config.get("dtype") or config.get("torch_dtype") or "precision not noted"
+    facts = [
+        f"{layers} layers {width} wide, {vocabulary} tokens",
+        f"{size:.2f} GB in {len(files)} file(s), {precision}",
+        "tokenizer: " + ("inside" if any(folder.glob("tokenizer*")) else "MISSING, copy the tokenizer files here"),
+    ]
+    if (width, config.get("model_type")) in ((4096, "llama"), (5120, "llama")) and vocabulary in (32000, 32001):
+        which = "13B" if width == 5120 else "7B, or LLaMA-2 if this is LLaMA-2-7B-chat"
+        facts.append(
+            f"fits the released MiniGPT-4 {which}: Vicuna must be v0 (v1.1 and later have the same sizes and other "
+            "weights, and answer nonsense)"
+        )
+    return Inspection(folder, f"language model ({config['model_type']})", (LANGUAGE_MODEL,), facts)
+
+
+def _gguf(path: Path) -> Inspection:
+    try:
+        import gguf
+    except ImportError as error:
+        raise MissingDependencyError("gguf", f"reading {path.name}", "mini") from error
+    try:
+        reader = gguf.GGUFReader(path)
+        values = {name: field_.contents() for name, field_ in reader.fields.items() if "tokenizer" not in name}
+    except Exception as error:  # a damaged header may raise anything
+        raise WeightsError(f"{path}: truncated or not a GGUF file: {error}") from error
+    family = values.get("general.architecture", "unknown")
+    kinds = Counter(tensor.tensor_type.name for tensor in reader.tensors)
+    facts = [
+        f"{path.stat().st_size / 1e9:.2f} GB, {len(reader.tensors)} tensors, mostly {kinds.most_common(1)[0][0]}",
+        f"{values.get('general.name', 'no name')}: {values.get(f'{family}.block_count', '?')} layers "
+        f"{values.get(f'{family}.embedding_length', '?')} wide",
+    ]
+    return Inspection(path, f"GGUF language model ({family})", (LANGUAGE_MODEL,), facts)
+
+
+def _size(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
+    precision = ", ".join(kind for kind, _ in kinds.most_common())
+    return f"{path.stat().st_size / 1e6:,.1f} MB; {len(tensors)} tensors, {numbers:,} numbers, {precision or 'nothing'}"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

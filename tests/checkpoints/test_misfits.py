@@ -1,0 +1,262 @@
+"""THE TABLE of files that do not belong together: each has a message of its own, before any weight is copied.
+
+Every row goes through the command line. A row is what is done to good files, and the message. What a few kilobytes tell
+is said before the language model is loaded (`EARLY`), the rest when its weights can be compared (`LATE`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import minigpt4.checkpoints.assemble as assembling
+from benchmarks.rehearsal_files import architecture, options
+from minigpt4.checkpoints.manifest import Manifest
+from minigpt4.cli import main
+from minigpt4.config import load_config
+from minigpt4.models.language_model import LanguageModel
+from minigpt4.runners.train import TrainRunner
+from tests.checkpoints.published import QUICK
+from tests.end_to_end.test_bad_input import check
+
+Files = dict[str, Path]
+Spoil = Callable[[Files], Any]
+MARK = "was_here"
+
+
+class Foreign:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (MARK,)
+
+
+def tensors(name: str, change: Callable[[dict[str, Any]], Any]) -> Spoil:
+    """Return what changes the tensors of a released file, its optimiser and config left as they are."""
+
+    def spoil(files: Files) -> None:
+        content = torch.load(files[name], weights_only=True)
+        nested = content.get("model", content)
+        change(nested)
+        torch.save(content, files[name])
+
+    return spoil
+
+
+def rename(old: str, new: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda content: content.update({new: content.pop(old)})
+
+
+def write(name: str, content: bytes) -> Spoil:
+    return lambda files: files[name].write_bytes(content)
+
+
+def cut(name: str) -> Spoil:
+    return lambda files: files[name].write_bytes(files[name].read_bytes()[: files[name].stat().st_size // 2])
+
+
+def give(name: str, other: str) -> Spoil:
+    """Return what passes one file where another is wanted."""
+    return lambda files: files.update({name: files[other]})
+
+
+def settings(*given: str) -> Spoil:
+    return lambda files: list(given)
+
+
+PAGE = b"<!DOCTYPE html>\n<html><body>Sign in to download</body></html>"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 47369169\n"
+EARLY: list[tuple[str, Spoil, str]] = [
+    (
+        "hidden size",
+        give("vicuna_7b", "vicuna_13b"),
+        "trained with an LLM 32 wide (its file names no other); yours is 40",
+    ),
+    (
+        "template",
+        settings("conversation.template=llama2"),
+        "trained with the template 'vicuna_v0'; conversation.template is 'llama2'",
+    ),
+    (
+        "no projection",
+        tensors("minigpt4_7b", rename("llama_proj.weight", "proj.w")),
+        "it has no llama_proj.weight with its bias",
+    ),
+    (
+        "more was trained",
+        tensors("minigpt4_7b", lambda t: t.update(query_tokens=torch.ones(1))),
+        "1 trained tensors besides",
+    ),
+    ("truncated checkpoint", cut("minigpt4_7b"), "minigpt4_7b.pth: truncated or not a weight file"),
+    ("web page for a checkpoint", write("minigpt4_7b", PAGE), "minigpt4_7b.pth: is a web page, not a weight file"),
+    ("git-lfs pointer for a checkpoint", write("minigpt4_7b", POINTER), "minigpt4_7b.pth: is a git-lfs pointer"),
+    (
+        "foreign code in a checkpoint",
+        write("minigpt4_7b", pickle.dumps({"model": Foreign()}, protocol=2)),
+        "minigpt4_7b.pth: refused, it holds more than tensors and plain values",
+    ),
+    ("missing key", tensors("eva", lambda t: t.pop("cls_token")), "1 missing: cls_token (the model has them"),
+    (
+        "renamed key",
+        tensors("eva", rename("blocks.1.norm1.weight", "blocks.1.layer_norm1.weight")),
+        "1 renamed: blocks.1.layer_norm1.weight (for blocks.1.norm1.weight)",
+    ),
+    (
+        "unexpected key",
+        tensors("eva", lambda t: t.update(gamma=torch.ones(2))),
+        "1 unexpected: gamma (the file has them",
+    ),
+    (
+        "misshapen key",
+        tensors("blip2", lambda t: t.update(query_tokens=torch.ones(1, 5, 16))),
+        "1 misfits: query_tokens is (1, 5, 16), should be (1, 4, 16) (right name, wrong shape",
+    ),
+    ("truncated encoder", cut("eva"), "eva_vit_g.pth: truncated or not a weight file"),
+    ("web page for an encoder", write("eva", PAGE), "eva_vit_g.pth: is a web page"),
+    (
+        "foreign code in an encoder",
+        write("eva", pickle.dumps(Foreign(), protocol=2)),
+        "eva_vit_g.pth: refused, it holds more than tensors",
+    ),
+    (
+        "encoder for a Q-Former",
+        give("blip2", "eva"),
+        "eva_vit_g.pth is EVA-CLIP ViT-g, the image encoder; pass it as model.vision_encoder.weights",
+    ),
+    ("Q-Former for an encoder", give("eva", "blip2"), "is BLIP-2's Q-Former; pass it as model.resampler.weights"),
+    ("encoder for a checkpoint", give("minigpt4_7b", "eva"), "model.init_from: "),
+    ("checkpoint for an encoder", give("eva", "minigpt4_7b"), "of an unusual size; pass it as model.init_from"),
+    (
+        "BLIP-2 for a language model",
+        give("vicuna_7b", "blip2_hf"),
+        "pass it as model.vision_encoder.weights or model.res",
+    ),
+    (
+        "language model for BLIP-2",
+        give("blip2", "vicuna_7b"),
+        "language model (llama); pass it as model.language_model.path",
+    ),
+]
+LATE: list[tuple[str, Spoil, str]] = [
+    (
+        "width of the query features",
+        give("minigpt4_7b", "minigpt4_llama2"),
+        "trained with a resampler 64 wide (its file names no other); yours is 16 wide",
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was done that must not be done: a language model loaded, trained weights copied."""
+    done: list[str] = []
+    load, strict = LanguageModel.from_config, assembling.load_strict
+    watched = classmethod(lambda cls, config: (done.append("language model"), load(config))[1])
+    monkeypatch.setattr(LanguageModel, "from_config", watched)
+    monkeypatch.setattr(assembling, "load_strict", lambda *a, **k: (done.append("trained weights"), strict(*a, **k))[1])
+    return done
+
+
+def chat(files: Files, *more: str, config: str = "minigpt4_7b") -> int:
+    return main(
+        ["chat", "--cfg-path", config, "--question", "What?", "--options", *options(files, "7b"), *QUICK, *more]
+    )
+
+
+@pytest.mark.parametrize(("spoil", "message"), [r[1:] for r in EARLY], ids=[r[0] for r in EARLY])
+def test_what_is_told_before_anything_large_is_loaded(spoil, message, files, copied, capfd):
+    given = spoil(files)
+    status = chat(files, *(given if isinstance(given, list) else []))
+    check(status, capfd.readouterr().err, message)
+    assert not copied
+    assert not Path(MARK).exists()
+
+
+@pytest.mark.parametrize(("spoil", "message"), [r[1:] for r in LATE], ids=[r[0] for r in LATE])
+def test_what_is_told_when_the_parts_are_there(spoil, message, files, copied, capfd):
+    spoil(files)
+    check(chat(files, "conversation.template=llama2"), capfd.readouterr().err, message)
+    assert copied == ["language model"]
+
+
+@pytest.fixture
+def checkpoint(files, pairs, tmp_path) -> Path:
+    """A checkpoint of ours, of one step from the released file."""
+    run = {"total_steps": 1, "device": "cpu", "output_dir": tmp_path / "run"}
+    given = [f"run.{key}={value}" for key, value in run.items()]
+    given += ["datasets.train.pairs.type=aligned_pairs", f"datasets.train.pairs.path={pairs}"]
+    TrainRunner.from_config(load_config("minigpt4_7b", [*options(files, "7b"), *given])).run()
+    return tmp_path / "run" / "checkpoints" / "latest"
+
+
+def vocabulary(folder: Path) -> None:
+    """Add a row to the embedding and the head, as FastChat did for its padding token."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(701, mean_resizing=False)
+    model.save_pretrained(folder)
+
+
+def weights(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.lm_head.weight.data.mul_(1.5)
+    model.save_pretrained(folder)
+
+
+OURS = {
+    "vocabulary": (vocabulary, "trained with an LLM of 700 tokens"),
+    "fingerprint": (
+        weights,
+        "trained with another language_model: of the same size, but its weights differ (fingerprint",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_our_checkpoints_tell_more(kind, checkpoint, files, copied, capfd):
+    change, message = OURS[kind]
+    llm = files["vicuna_7b"]
+    other = llm.with_name("other")
+    shutil.copytree(llm, other)
+    for stale in other.glob("model*.safetensors*"):
+        shutil.copy(stale, stale.with_suffix(".bak"))
+    change(other)
+    capfd.readouterr()
+    status = main(
+        ["chat", "--cfg-path", str(checkpoint), "--question", "?", "--options", f"model.language_model.path={other}"]
+    )
+    check(status, capfd.readouterr().err, message)
+    assert copied == ["language model"]
+
+
+def test_a_checkpoint_of_the_first_format_still_loads(checkpoint, capfd):
+    """What was written before manifests told vocabulary, stage and data."""
+    file = checkpoint / "manifest.json"
+    old = json.loads(file.read_text()) | {"format": 1}
+    for key in ("stage", "data"):
+        del old[key]
+    for part in old["parts"].values():
+        del part["vocabulary"], part["parameters"]
+    file.write_text(json.dumps(old))
+    assert Manifest.read(checkpoint).stage == 0
+    assert main(["chat", "--cfg-path", str(checkpoint), "--question", "?", "--options", *QUICK]) == 0
+
+
+def test_each_row_has_a_message_of_its_own():
+    messages = [row[2] for row in (*EARLY, *LATE)] + [message for _, message in OURS.values()]
+    assert len(set(messages)) == len(messages) >= 20
+    assert architecture()["model.vision_encoder.depth"] == 2

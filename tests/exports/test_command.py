@@ -1,0 +1,84 @@
+"""`python -m minigpt4 export`: from a trained checkpoint to each format, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minigpt4.cli import main
+from tests.exports.parts import with_qformer
+from tests.runners.parts import train
+
+
+@pytest.fixture
+def checkpoint(tiny_values, tmp_path) -> Path:
+    train(with_qformer(tiny_values), tmp_path / "run", total_steps=1)
+    return (tmp_path / "run" / "checkpoints" / "latest").resolve()
+
+
+def export(checkpoint: Path, to: str, out: Path, *more: str) -> int:
+    return main(["export", str(checkpoint), "--to", to, "--out", str(out), *more])
+
+
+def test_a_checkpoint_goes_out_in_every_format(checkpoint, pairs, tmp_path, capsys):
+    trained = load_file(checkpoint / "model.safetensors")
+    file = tmp_path / "out.pth"
+    assert export(checkpoint, "published", file) == 0
+    assert capsys.readouterr().out == f"{file}\n"
+    content = torch.load(file, weights_only=True)  # plain tensors and values: any torch reads it
+    assert content["model"].keys() == {"llama_proj.weight", "llama_proj.bias"}
+    assert all(torch.equal(content["model"][name], tensor) for name, tensor in trained.items())
+    assert content["config"]["model"]["prompt_template"] == "###Human: {} ###Assistant: "
+
+    assert export(checkpoint, "huggingface", tmp_path / "hf") == 0
+    weights = load_file(tmp_path / "hf" / "model.safetensors")
+    assert torch.equal(weights["language_projection.weight"], trained["llama_proj.weight"])
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "Trained: llama_proj." in card
+    assert "Training steps: 1. Conversation format: `vicuna_v0`" in card
+    assert str(tmp_path) not in card
+
+    question = ["--image", str(pairs / "image" / "0.jpg"), "--question", "What is it?"]
+    assert export(checkpoint, "prompt-embeds", tmp_path / "prompt", *question) == 0
+    assert sorted(path.name for path in (tmp_path / "prompt").iterdir()) == ["prompt_embeds.pt", "request.json"]
+
+
+def test_what_exists_is_not_written_over(checkpoint, tmp_path, capsys):
+    for to in ("published", "huggingface", "prompt-embeds"):
+        out = tmp_path / to
+        out.touch()
+        assert export(checkpoint, to, out, *(["--question", "Why?"] if to == "prompt-embeds" else [])) == 1
+        assert "exists already" in capsys.readouterr().err
+        assert out.read_bytes() == b""
+
+
+def test_a_question_belongs_to_prompt_embeds(checkpoint, tmp_path, capsys):
+    assert export(checkpoint, "published", tmp_path / "out.pth", "--question", "Why?") == 1
+    assert "belong to --to prompt-embeds, not to published" in capsys.readouterr().err
+
+
+REFUSED = {
+    "more was trained": (
+        {"trainable": ["llama_proj", "resampler"]},
+        r"loads llama_proj alone, but this model has also learnt resampler\.",
+    ),
+    "another encoder": (
+        {"vision_encoder": {"type": "timm", "name": "test_vit", "weights": "random"}},
+        "this model has TimmEncoder and QFormer: keep the checkpoint, or use --to prompt-embeds",
+    ),
+    "another resampler": ({"resampler": {"type": "pool", "grid": 2}}, "this model has EvaViTG and Pool"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_published_code_cannot_use_is_refused(tiny_values, write_config, tmp_path, capsys, case):
+    change, message = REFUSED[case]
+    file = write_config(with_qformer(tiny_values, **change))
+    assert export(file, "published", tmp_path / "out.pth") == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert not list(tmp_path.glob("*out.pth*"))
