@@ -13,8 +13,13 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minigpt4.errors import ConfigError, MiniGPT4Error
+
+if TYPE_CHECKING:
+    from minigpt4.checkpoints.assemble import LoadedModel
 
 INTERRUPTED = 130
 """The exit status of Ctrl-C: 128 + SIGINT, as shells have it."""
@@ -97,6 +102,24 @@ def chat(arguments: argparse.Namespace) -> None:
     print()
 
 
+def demo(arguments: argparse.Namespace) -> None:
+    """Verb `demo`, and `demo.py`: a chat page in the browser."""
+    from minigpt4.demo.start import serve_page
+
+    loaded, name = _load_to_serve(arguments)
+    serve_page(loaded, name, host=arguments.host, port=arguments.port, share=arguments.share)
+
+
+def _load_to_serve(arguments: argparse.Namespace) -> tuple[LoadedModel, str]:
+    """Return the model that `--cfg-path` names, and how it is called."""
+    from minigpt4 import load_model
+
+    if arguments.cfg_path == MINI:
+        fetch_mini()
+    loaded = load_model(arguments.cfg_path, options=arguments.options, device=arguments.device)
+    return loaded, Path(arguments.cfg_path).stem
+
+
 def fetch_mini() -> None:
     """Fetch what the mini model is made of, if it is not here yet; said before, because it is a download."""
     from minigpt4.assets import ASSETS, expand, fetch, is_cached
@@ -149,6 +172,12 @@ def _parser() -> argparse.ArgumentParser:
     talk.add_argument("--device", default="auto", help="where to compute (default: auto)")
     talk.set_defaults(verb=chat)
 
+    page = verbs.add_parser("demo", help="chat in the browser", parents=[common])
+    _add_config(page, default=MINI)
+    _add_address(page, port=7860)
+    page.add_argument("--share", action="store_true", help="open a public tunnel through Gradio's servers")
+    page.set_defaults(verb=demo)
+
     assets = verbs.add_parser("assets", help="fetch weights and data sets by name", parents=[common])
     assets.add_argument("names", nargs="+", metavar="NAME", help="an asset, or a set of them such as mini")
     assets.add_argument("--path", action="store_true", help="print only the paths")
@@ -157,6 +186,13 @@ def _parser() -> argparse.ArgumentParser:
     names = verbs.add_parser("list", help="show every name a config may use", parents=[common])
     names.set_defaults(verb=list_names)
     return parser
+
+
+def _add_address(parser: argparse.ArgumentParser, port: int) -> None:
+    """Add where to listen and where to compute."""
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=port, help=f"port to listen on (default: {port})")
+    parser.add_argument("--device", default="auto", help="where to compute (default: auto)")
 
 
 def _add_config(parser: argparse.ArgumentParser, default: str | None) -> None:
