@@ -48,13 +48,15 @@ def test_a_batch_answers_as_one_by_one_and_as_a_stream(loaded):
 def test_rows_end_at_end_of_sequence_on_steps_of_their_own(loaded):
     engine, settings = Engine(loaded), ChatSection(max_new_tokens=12)
     asked = prompts(engine)
-    rows = [[step[0] for step in engine._decode([prompt], settings)] for prompt in asked]
+    rows = [answer.ids for answer in engine.decode(asked, settings)]
     end = rows[0][4]
     loaded.encoder.tokenizer.eos_id = end
     kept = [row[: row.index(end)] if end in row else row for row in rows]
     wanted = [loaded.encoder.tokenizer.decode(row, keep_special=True).strip() for row in kept]
-    assert engine.answer(asked, settings) == wanted
-    assert len(list(engine._decode(asked[:1], settings))) == rows[0].index(end) + 1
+    answers = engine.decode(asked, settings)
+    assert [answer.text for answer in answers] == wanted
+    assert len(answers[0].ids) == rows[0].index(end) + 1
+    assert [answer.finish_reason for answer in answers] == ["stop" if end in row else "length" for row in rows]
 
 
 def test_an_end_mark_split_over_tokens_stops_and_never_shows(loaded):

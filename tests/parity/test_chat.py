@@ -7,7 +7,8 @@ import re
 import pytest
 import torch
 
-from minigpt4.chat.decoding import decode, pad_left
+from minigpt4.chat.answer import Answer
+from minigpt4.chat.decoding.loop import Decoder
 from minigpt4.chat.section import ChatSection
 from minigpt4.conversation.dialogue import Dialogue, Turn, normalise_marks
 from minigpt4.conversation.encoder import ConversationEncoder, ConversationSection
@@ -54,6 +55,8 @@ def test_chat_equals_the_published_one(format_, turn, models, tokenizer):
 
     # The first published id is an artefact of the old generate: compare from the second on.
     wanted = numbers[f"{key}.greedy"][0, 1:].tolist()
-    embeds, mask = pad_left([context[0]])
-    steps = decode(model.language_model, embeds, mask, ChatSection(max_new_tokens=len(wanted)), lambda row, ids: False)
-    assert [step[0] for step in steps] == wanted
+    decoder, answer = Decoder(model.language_model), Answer(encoder, ChatSection(max_new_tokens=len(wanted)), ())
+    decoder.join([answer], [context[0]])
+    while not decoder.is_idle:
+        decoder.step()
+    assert answer.ids == wanted
