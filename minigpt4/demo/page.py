@@ -49,8 +49,8 @@ def build_page(chat: Chat, name: str) -> gr.Blocks:
                 )
                 box = _text_box()
                 with gr.Row():
-                    again = gr.Button("Regenerate", elem_id="again", size="sm")
-                    clear = gr.Button("Clear", elem_id="clear", size="sm")
+                    again = gr.Button("Regenerate", elem_id="again", size="sm", min_width=100)
+                    clear = gr.Button("Clear", elem_id="clear", size="sm", min_width=100)
             with gr.Column(scale=1, min_width=260):
                 if section.about:
                     gr.Markdown(section.about, elem_id="about")
@@ -58,13 +58,14 @@ def build_page(chat: Chat, name: str) -> gr.Blocks:
         gr.Markdown(NOTE, elem_id="note")
         replies = Replies(chat, list(sliders), examples)
         holds, gives = [shown, visit, *sliders.values()], [box, shown, visit]
-        running = [
+        running: list[Any] = [
             box.submit(replies.send, [box, *holds], gives, **HIDDEN),
             shown.example_select(replies.send_example, holds, gives, **HIDDEN),
             again.click(replies.regenerate, holds, gives, **HIDDEN),
         ]
         box.stop(replies.stop, [shown], [box, shown], cancels=running, queue=False, **HIDDEN)
-        clear.click(replies.clear, None, gives, cancels=running, queue=False, **HIDDEN)
+        for cleared in (clear.click, shown.clear):
+            cleared(replies.clear, None, gives, cancels=running, queue=False, **HIDDEN)
     page.queue(max_size=section.queue, default_concurrency_limit=section.visitors)
     return page
 
@@ -84,7 +85,7 @@ def launch(page: gr.Blocks, chat: Chat, *, host: str, port: int | None, share: b
         max_file_size=MAX_UPLOAD,
         show_error=True,
         footer_links=[],
-        theme=gr.themes.Soft(primary_hue="teal", font=FONT, font_mono=MONO),
+        theme=gr.themes.Default(primary_hue="teal", font=FONT, font_mono=MONO),
         css_paths=STYLE,
     )
     return address
@@ -106,7 +107,7 @@ def _text_box() -> gr.MultimodalTextbox:
         file_count="multiple",
         file_types=["image"],
         sources=["upload"],
-        placeholder="Ask about an image: upload or paste it here",
+        placeholder="Ask; upload or paste an image",
     )
 
 
@@ -120,5 +121,7 @@ def _sliders(chat: Chat) -> dict[str, gr.Slider]:
                 0, 2, settings.temperature, step=0.05, label="Temperature", info="0: always the likeliest word"
             ),
             "top_p": gr.Slider(0.05, 1, settings.top_p, step=0.05, label="Top-p", info="only above temperature 0"),
-            "max_new_tokens": gr.Slider(1, longest, settings.max_new_tokens, step=1, label="Longest answer, in tokens"),
+            "max_new_tokens": gr.Slider(
+                1, longest, settings.max_new_tokens, step=1, label="Longest answer", info="in tokens"
+            ),
         }

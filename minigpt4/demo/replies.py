@@ -6,7 +6,6 @@ Input: what the page holds for this visitor: messages, `Visit`, the sliders. Out
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -53,7 +52,7 @@ class Replies:
         answers = visit.ask(question, images, **self._named(values))
         yield from self._grow(answers, [*shown, asked], visit, {"text": text, "files": files})
 
-    def send_example(self, shown: Shown, visit: Visit | None, *values: float, event: gr.SelectData) -> Iterator[Step]:
+    def send_example(self, event: gr.SelectData, shown: Shown, visit: Visit | None, *values: float) -> Iterator[Step]:
         """Answer the example that was chosen."""
         image, question = self._examples[event.index]
         yield from self.send({"text": question, "files": [image]}, shown, visit, *values)
@@ -100,10 +99,10 @@ def _said(text: str) -> Message:
 
 def _busy() -> Any:
     """Return the text box while an answer grows: empty, and with a stop button."""
-    return gr.MultimodalTextbox(value={"text": "", "files": []}, submit_btn=False, stop_btn=True)
+    return gr.update(value={"text": "", "files": []}, submit_btn=False, stop_btn=True)
 
 
 def _idle(value: Message | None = None) -> Any:
     """Return the text box that takes a question, with `value` in it or with what stands there."""
-    given = {} if value is None else {"value": value}
-    return gr.MultimodalTextbox(**given, submit_btn=True, stop_btn=False)
+    buttons: dict[str, Any] = {"submit_btn": True, "stop_btn": False}
+    return gr.update(**buttons) if value is None else gr.update(value=value, **buttons)
