@@ -47,6 +47,8 @@ class Engine:
         self.loaded = loaded
         self.lock = threading.Lock()
         self._image_lock = threading.Lock()
+        ends = getattr(loaded.model.language_model.model.generation_config, "eos_token_id", None)
+        self._end_ids = set(ends if isinstance(ends, list) else [ends])
 
     @torch.inference_mode()
     def query_features(self, images: Sequence[ImageSource]) -> Tensor | None:
@@ -103,10 +105,8 @@ class Engine:
 
     def new_answer(self, settings: ChatSection, stop: Sequence[str] = ()) -> Answer:
         """Return an answer without tokens yet, that ends where this model's answers end, or at a text of `stop`."""
-        generation = getattr(self.loaded.model.language_model.model, "generation_config", None)
-        also = getattr(generation, "eos_token_id", None)
-        ends = {self.loaded.encoder.tokenizer.eos_id, *(also if isinstance(also, list) else [also])} - {None}
-        return Answer(self.loaded.encoder, settings, frozenset(ends), stop)
+        ends = {*self._end_ids, self.loaded.encoder.tokenizer.eos_id} - {None}
+        return Answer(self.loaded.encoder, settings, ends, stop)
 
     def answer(self, prompts: Sequence[Prompt], settings: ChatSection, stop: Sequence[str] = ()) -> list[str]:
         """Return the text of the answer to each prompt, decoded together."""

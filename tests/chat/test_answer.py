@@ -68,7 +68,8 @@ def test_kept_ids_spell_the_answer(pieces, most):
     grow([*ids, 2], most=most)
     answer = grow.answer
     kept = answer.kept_ids()
-    assert TOKENIZER.decode(kept, keep_special=True).strip() == answer.text
+    if "\ufffd" not in answer.text:  # bytes that are no character are decoded one way alone, another in a row
+        assert TOKENIZER.decode(kept, keep_special=True).strip() == answer.text
     assert "###" not in TOKENIZER.decode(kept, keep_special=True)
     common = [a == b for a, b in zip(kept, ids, strict=False)]
     assert all(common[: len(kept) - 2])  # what the model chose, but for a straddling end

@@ -41,7 +41,7 @@ def search(
         DecodingError: the language model gives no usable logits.
     """
     ends = sorted(end_ids)
-    chosen: Any = GenerationConfig(
+    chosen = GenerationConfig(
         num_beams=settings.num_beams,
         do_sample=False,
         max_new_tokens=settings.max_new_tokens,
@@ -50,14 +50,20 @@ def search(
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,
     )
-    (ids,) = language_model.model.generate(  # type: ignore[operator]
-        inputs_embeds=embeds.unsqueeze(0),
-        attention_mask=torch.ones(1, len(embeds), dtype=torch.long, device=embeds.device),
-        generation_config=chosen,
-        logits_processor=LogitsProcessorList([_Usable()]),
-        stopping_criteria=StoppingCriteriaList([_Complete(is_complete)]),
-    ).tolist()
-    return ids
+    model: Any = language_model.model
+    # What a model folder recommends (sampling, penalties) would fill in whatever is not set here.
+    recommended, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        (ids,) = model.generate(
+            inputs_embeds=embeds.unsqueeze(0),
+            attention_mask=torch.ones(1, len(embeds), dtype=torch.long, device=embeds.device),
+            generation_config=chosen,
+            logits_processor=LogitsProcessorList([_Usable()]),
+            stopping_criteria=StoppingCriteriaList([_Complete(is_complete)]),
+        ).tolist()
+    finally:
+        model.generation_config = recommended
+    return list(ids)
 
 
 class _Usable(LogitsProcessor):
