@@ -23,6 +23,7 @@ class Answer:
         settings: how its tokens are chosen, and how many at most.
         ids: all tokens chosen, the end-of-sequence token included.
         text: what may be shown so far; without white space at both ends.
+        end_ids: tokens that end it.
         finish_reason: None while it grows.
         error: why it failed, with finish reason `error`.
     """
@@ -41,7 +42,7 @@ class Answer:
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
         self._tokenizer = encoder.tokenizer
-        self._end_ids = end_ids
+        self.end_ids = end_ids
         self._marks = tuple(mark for mark in (encoder.training_template.end, *stop) if mark)
         self._longest = max(map(len, self._marks), default=0)
         self._raw = ""
@@ -49,11 +50,12 @@ class Answer:
         # right; those from `_unread` on are not part of `_raw` yet.
         self._context = 0
         self._unread = 0
+        self._read_to = [0]  # the length of `_raw` before the first token, and after each, before any cut
 
     def add(self, token: int) -> None:
         """Take the next token; may end the answer."""
         self.ids.append(token)
-        ended = token in self._end_ids
+        ended = token in self.end_ids
         full = len(self.ids) >= self.settings.max_new_tokens
         marked = self._read(self.ids[:-1] if ended else self.ids, to_the_end=ended or full)
         if ended or marked:
@@ -74,19 +76,24 @@ class Answer:
         self.error = error
         self.finish_reason = "error"
 
+    def is_complete(self, ids: list[int]) -> bool:
+        """Return whether an answer of these ids would have ended by its text."""
+        text = self._decode(ids)
+        return any(mark in text for mark in self._marks)
+
     def kept_ids(self) -> list[int]:
         """Return the ids of the answer without its end: those that were chosen, as far as they spell its text."""
-        count = len(self.ids)
-        while count and (
-            self.ids[count - 1] in self._end_ids or not self._raw.startswith(self._decode(self.ids[:count]))
-        ):
-            count -= 1
-        kept = self.ids[:count]
-        rest = self._raw[len(self._decode(kept)) :]
-        if rest:  # a token that held more than the answer's last letters
-            glued = self._tokenizer.encode([("a", False), (rest, False)])
-            kept = kept + glued[len(self._tokenizer.encode([("a", False)])) :]
-        return kept
+        ended = bool(self.ids) and self.ids[-1] in self.end_ids
+        if len(self._raw) == self._read_to[-1]:  # nothing was cut off
+            return self.ids[:-1] if ended else self.ids
+        kept = max(place for place in self._read_to if place <= len(self._raw))
+        ids = self.ids[: self._read_to.index(kept)]
+        rest = self._raw[kept:]
+        if not rest:
+            return ids
+        # The last token held more than the answer's last letters.
+        glued = self._tokenizer.encode([("a", False), (rest, False)])
+        return ids + glued[len(self._tokenizer.encode([("a", False)])) :]
 
     def _finish(self, reason: FinishReason) -> None:
         self.finish_reason = reason
@@ -94,12 +101,14 @@ class Answer:
 
     def _read(self, ids: list[int], to_the_end: bool) -> bool:
         """Decode what is new; cut at the first mark and say whether there is one."""
+        self._read_to.append(len(self._raw))
         before = self._decode(ids[self._context : self._unread])
         whole = self._decode(ids[self._context :])
         if whole.endswith(_UNFINISHED) and not to_the_end:  # the bytes of a character still to come
             return False
         searched = max(0, len(self._raw) - self._longest + 1)
         self._raw += whole[len(before) :]
+        self._read_to[-1] = len(self._raw)
         self._context, self._unread = self._unread, len(ids)
         places = [place for mark in self._marks if (place := self._raw.find(mark, searched)) >= 0]
         if places:

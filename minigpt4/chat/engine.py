@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from minigpt4.chat.answer import Answer
+from minigpt4.chat.decoding.beams import search
+from minigpt4.chat.decoding.cache import RowCache
 from minigpt4.chat.decoding.loop import Decoder
 from minigpt4.chat.section import ChatSection
 from minigpt4.checkpoints.assemble import LoadedModel
 from minigpt4.conversation.dialogue import Dialogue
+from minigpt4.conversation.encoder import Encoded
 from minigpt4.errors import ContextLengthError
 from minigpt4.models.splice import splice
 from minigpt4.processors.image import ImageSource
@@ -44,6 +47,8 @@ class Engine:
         self.loaded = loaded
         self.lock = threading.Lock()
         self._image_lock = threading.Lock()
+        ends = getattr(loaded.model.language_model.model.generation_config, "eos_token_id", None)
+        self._end_ids = set(ends if isinstance(ends, list) else [ends])
 
     @torch.inference_mode()
     def query_features(self, images: Sequence[ImageSource]) -> Tensor | None:
@@ -72,28 +77,36 @@ class Engine:
         encoded = self.loaded.encoder.encode_prompt(
             prompt.dialogue, num_images=0 if features is None else len(features)
         )
-        length, context = len(encoded.input_ids), self.loaded.model.language_model.context_length
-        if length + max_new_tokens > context:
+        length = len(encoded.input_ids)
+        if length + max_new_tokens > self.context_length:
             raise ContextLengthError(
                 f"the prompt has {length} tokens and the answer may have {max_new_tokens}, but the language model "
-                f"reads {context}: ask in a new session, or lower chat.max_new_tokens"
+                f"reads {self.context_length}: ask in a new session, or lower chat.max_new_tokens"
             )
-        return self.embed(encoded.input_ids, encoded.image_mask, features)
+        return self.embed(encoded, features)
+
+    @property
+    def context_length(self) -> int:
+        """The longest prompt and answer together, in tokens."""
+        return self.loaded.model.language_model.context_length
 
     @torch.inference_mode()
-    def embed(self, input_ids: Tensor, image_mask: Tensor, query_features: Tensor | None) -> Tensor:
-        """Return the embeds (T, Dl) of tokens (T,) with images at the true positions of `image_mask` (T,)."""
+    def embed(self, encoded: Encoded, query_features: Tensor | None, start: int = 0) -> Tensor:
+        """Return the embeds (T - start, Dl) of an encoded prompt of T tokens from position `start` on."""
         model = self.loaded.model
-        image_embeds = None if query_features is None else model.project(query_features)
-        tokens = model.language_model.embed(input_ids.to(model.device).unsqueeze(0))
-        return splice(tokens, image_embeds, image_mask.to(model.device).unsqueeze(0))[0]
+        seen = int(encoded.image_mask[:start].sum())
+        image_embeds = None
+        if encoded.image_mask[start:].any() and query_features is not None:
+            whole, part = divmod(seen, model.num_query_tokens)
+            # A position at a time, because the start may lie within an image.
+            image_embeds = model.project(query_features[whole:]).flatten(0, 1)[part:].unsqueeze(1)
+        tokens = model.language_model.embed(encoded.input_ids[start:].to(model.device).unsqueeze(0))
+        return splice(tokens, image_embeds, encoded.image_mask[start:].to(model.device).unsqueeze(0))[0]
 
     def new_answer(self, settings: ChatSection, stop: Sequence[str] = ()) -> Answer:
         """Return an answer without tokens yet, that ends where this model's answers end, or at a text of `stop`."""
-        generation = getattr(self.loaded.model.language_model.model, "generation_config", None)
-        also = getattr(generation, "eos_token_id", None)
-        ends = {self.loaded.encoder.tokenizer.eos_id, *(also if isinstance(also, list) else [also])} - {None}
-        return Answer(self.loaded.encoder, settings, frozenset(ends), stop)
+        ends = {*self._end_ids, self.loaded.encoder.tokenizer.eos_id} - {None}
+        return Answer(self.loaded.encoder, settings, ends, stop)
 
     def answer(self, prompts: Sequence[Prompt], settings: ChatSection, stop: Sequence[str] = ()) -> list[str]:
         """Return the text of the answer to each prompt, decoded together."""
@@ -107,11 +120,15 @@ class Engine:
             DecodingError: the language model gives no usable logits.
         """
         answers = [self.new_answer(settings, stop) for _ in prompts]
-        decoder = Decoder(self.loaded.model.language_model, self.lock)
-        if prompts:
-            decoder.join(answers, [self.embeds(prompt, settings.max_new_tokens) for prompt in prompts])
-        while not decoder.is_idle:
-            decoder.step()
+        embeds = [self.embeds(prompt, settings.max_new_tokens) for prompt in prompts]
+        if settings.num_beams > 1:
+            for answer, row in zip(answers, embeds, strict=True):
+                self._search(answer, row)
+        elif prompts:
+            decoder = Decoder(self.loaded.model.language_model, self.lock)
+            decoder.join(answers, embeds)
+            while not decoder.is_idle:
+                decoder.step()
         for answer in answers:
             if answer.error is not None:
                 raise answer.error
@@ -120,8 +137,22 @@ class Engine:
     def stream(self, prompt: Prompt, settings: ChatSection, stop: Sequence[str] = ()) -> Iterator[str]:
         """Yield the answer to one prompt as it grows; end mark and stop text never show."""
         answer = self.new_answer(settings, stop)
+        yield from self.grow(answer, self.embeds(prompt, settings.max_new_tokens))
+
+    def grow(self, answer: Answer, embeds: Tensor, cache: RowCache | None = None) -> Iterator[str]:
+        """Decode one answer to a prompt's embeds (T, Dl) behind what `cache` holds, and yield its text as it grows.
+
+        A beam search knows its answer only at its end; it reads the whole prompt, and no cache.
+
+        Raises:
+            DecodingError: the language model gives no usable logits.
+        """
+        if answer.settings.num_beams > 1:
+            self._search(answer, embeds)
+            yield answer.text
+            return
         decoder = Decoder(self.loaded.model.language_model, self.lock)
-        decoder.join([answer], [self.embeds(prompt, settings.max_new_tokens)])
+        decoder.join([answer], [embeds], cache)
         sent = ""
         while True:
             if len(answer.text) > len(sent):
@@ -132,3 +163,13 @@ class Engine:
             decoder.step()
         if answer.error is not None:
             raise answer.error
+
+    def _search(self, answer: Answer, embeds: Tensor) -> None:
+        """Fill an answer by beam search."""
+        with self.lock:
+            found = search(
+                self.loaded.model.language_model, embeds, answer.settings, answer.end_ids, answer.is_complete
+            )
+        for token in found:
+            if answer.finish_reason is None:
+                answer.add(token)

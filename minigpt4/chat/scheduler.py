@@ -103,8 +103,10 @@ class Scheduler:
         Raises:
             ContextLengthError: prompt and answer do not fit the language model's context together.
             ConversationError: the prompt cannot be rendered.
-            DecodingError: the scheduler is closed.
+            DecodingError: the scheduler is closed, or beams are asked for.
         """
+        if settings.num_beams > 1:
+            raise DecodingError("a beam search cannot join other answers; set num_beams to 1")
         stream = Stream(self.engine.new_answer(settings, stop), self.engine.embeds(prompt, settings.max_new_tokens))
         with self._wake:
             if self._closed:

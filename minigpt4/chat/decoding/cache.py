@@ -59,6 +59,7 @@ class BufferLayer(CacheLayerMixin):
         room[:, :, : self.length] = keys
         values_room[:, :, : self.length] = values
         self.keys, self.values = room, values_room
+        self.is_initialized = True
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return how many columns a query of this length sees, and the first of them."""
@@ -92,6 +93,14 @@ class RowCache(Cache):
         """Forget all but the first `length` columns."""
         for layer in self._buffers:
             layer.length = min(layer.length, length)
+
+    def copy(self) -> RowCache:
+        """Return a cache of its own with the same content."""
+        other = RowCache()
+        for layer in self._buffers:
+            other.layers.append(BufferLayer())
+            other._buffers[-1].hold(*layer.filled())
+        return other
 
     def keep(self, rows: Sequence[int], first_column: int = 0) -> None:
         """Keep only these rows, and only the columns from `first_column` on."""

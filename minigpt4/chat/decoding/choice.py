@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from minigpt4.chat.section import ChatSection
+from minigpt4.errors import DecodingError
 
 
 class TokenChoice:
@@ -50,3 +51,13 @@ class TokenChoice:
         if self.samples:
             return int(torch.multinomial(scores.softmax(-1), 1, generator=self.generator))
         return int(scores.argmax())
+
+
+def check_usable(logits: Tensor) -> None:
+    """Refuse logits from which nothing can be chosen.
+
+    Raises:
+        DecodingError: they are not finite.
+    """
+    if not logits.isfinite().all():
+        raise DecodingError("the language model's logits are not finite; load it in bfloat16 or float32")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minigpt4.chat.answer import Answer
 from minigpt4.chat.decoding.cache import RowCache, check_cacheable
-from minigpt4.chat.decoding.choice import TokenChoice
+from minigpt4.chat.decoding.choice import TokenChoice, check_usable
 from minigpt4.errors import DecodingError
 from minigpt4.models.language_model import LanguageModel
 
@@ -135,9 +135,10 @@ def pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
 def _choose(answers: Sequence[Answer], choices: Sequence[TokenChoice], logits: Tensor) -> None:
     """Give each answer a token from its row of the logits (B, V); a row without usable ones fails alone."""
     likeliest = logits.argmax(-1).tolist()
-    usable = logits.isfinite().all(-1).tolist()
-    for n, (answer, choose) in enumerate(zip(answers, choices, strict=True)):
-        if not usable[n]:
-            answer.fail(DecodingError("the language model's logits are not finite; load it in bfloat16 or float32"))
+    for answer, choose, token, row in zip(answers, choices, likeliest, logits, strict=True):
+        try:
+            check_usable(row)
+        except DecodingError as error:
+            answer.fail(error)
         else:
-            answer.add(likeliest[n] if choose.is_plain else choose(answer.ids, logits[n]))
+            answer.add(token if choose.is_plain else choose(answer.ids, row))
