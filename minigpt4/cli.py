@@ -102,6 +102,13 @@ def chat(arguments: argparse.Namespace) -> None:
     print()
 
 
+def serve(arguments: argparse.Namespace) -> None:
+    """Verb `serve`: a service that OpenAI's clients can talk to."""
+    from minigpt4.server.start import serve as start
+
+    start(lambda: _load_to_serve(arguments), host=arguments.host, port=arguments.port, key_file=arguments.api_key_file)
+
+
 def demo(arguments: argparse.Namespace) -> None:
     """Verb `demo`, and `demo.py`: a chat page in the browser."""
     from minigpt4.demo.start import serve_page
@@ -171,6 +178,17 @@ def _parser() -> argparse.ArgumentParser:
     talk.add_argument("--question", required=True, metavar="TEXT", help="what to ask")
     talk.add_argument("--device", default="auto", help="where to compute (default: auto)")
     talk.set_defaults(verb=chat)
+
+    service = verbs.add_parser("serve", help="serve OpenAI's chat interface over HTTP", parents=[common])
+    _add_config(service, default=MINI)
+    _add_address(service, port=8000)
+    service.add_argument(
+        "--api-key-file",
+        default="",
+        metavar="FILE",
+        help="file with the key that clients need (default: the variable MINIGPT4_API_KEY, or no key)",
+    )
+    service.set_defaults(verb=serve)
 
     page = verbs.add_parser("demo", help="chat in the browser", parents=[common])
     _add_config(page, default=MINI)

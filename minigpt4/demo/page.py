@@ -121,6 +121,9 @@ def _sliders(chat: Chat) -> dict[str, gr.Slider]:
                 0, 2, settings.temperature, step=0.05, label="Temperature", info="0: always the likeliest word"
             ),
             "top_p": gr.Slider(0.05, 1, settings.top_p, step=0.05, label="Top-p", info="only above temperature 0"),
+            "num_beams": gr.Slider(
+                1, max(5, settings.num_beams), settings.num_beams, step=1, label="Beams", info="above 1: no sampling"
+            ),
             "max_new_tokens": gr.Slider(
                 1, longest, settings.max_new_tokens, step=1, label="Longest answer", info="in tokens"
             ),

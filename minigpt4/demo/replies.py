@@ -5,6 +5,7 @@ Input: what the page holds for this visitor: messages, `Visit`, the sliders. Out
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,9 +45,6 @@ class Replies:
             gr.Warning(str(error), title="This file cannot be used")
             yield _idle({"text": text, "files": []}), gr.skip(), visit
             return
-        if images and visit.has_begun:
-            gr.Info("New images begin a new conversation.")
-            shown = []
         question = text or DESCRIBE
         asked = {"role": "user", "content": [*({"path": file} for file in files), question]}
         answers = visit.ask(question, images, **self._named(values))
@@ -76,8 +74,12 @@ class Replies:
         """Begin anew."""
         return _idle({"text": "", "files": []}), [], None
 
-    def _named(self, values: tuple[float, ...]) -> dict[str, float]:
-        return dict(zip(self._settings, values, strict=True))
+    def _named(self, values: tuple[float, ...]) -> dict[str, object]:
+        """Return the decoding settings that the sliders ask for; each answer is sampled anew."""
+        chosen: dict[str, Any] = dict(zip(self._settings, values, strict=True))
+        if chosen["num_beams"] > 1:
+            chosen["temperature"] = 0
+        return {**chosen, "seed": secrets.randbits(31)}
 
     def _grow(self, answers: Iterator[str], shown: Shown, visit: Visit, asked: Message | None) -> Iterator[Step]:
         """Show the answer as it grows; where there can be none, give the question back."""
@@ -90,6 +92,8 @@ class Replies:
             gr.Warning(str(error), title="This cannot be answered")
             yield _idle(asked), shown[:-1] if asked else shown, visit
             return
+        if visit.forgotten_turns:
+            gr.Info(f"The model does not see the oldest {visit.forgotten_turns} turns any more; all images stay.")
         yield _idle(), [*shown, _said(answer or "(no answer)")], visit
 
 
