@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.message import Message
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import openai
@@ -20,8 +25,6 @@ from minigpt4.checkpoints.assemble import LoadedModel, assemble
 from minigpt4.config import load_config
 from minigpt4.server.service import Service
 from minigpt4.server.start import bind
-
-Running = Callable[..., "contextmanager[tuple[Service, str]]"]
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +68,7 @@ def running(loaded: LoadedModel, key: str = "") -> Iterator[tuple[Service, str]]
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
+            wait_until(lambda: server.started)
             yield service, f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
         finally:
             server.should_exit = True
@@ -103,3 +107,28 @@ def about(image: Image.Image, text: str) -> dict[str, object]:
     """Return a user's message, the text before the image as clients write it."""
     parts = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": data_uri(image)}}]
     return {"role": "user", "content": parts}
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+def post(address: str, content: bytes, headers: dict[str, str] = JSON) -> tuple[int, dict, dict]:
+    """Send any bytes as a chat request; return the status, the reply and its headers."""
+    request = Request(f"{address}/chat/completions", content, headers)
+    try:
+        with urlopen(request, timeout=30) as answer:
+            return answer.status, json.load(answer), _lower(answer.headers)
+    except HTTPError as error:
+        return error.code, json.load(error), _lower(error.headers)
+
+
+def _lower(headers: Message) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait for something that happens in another thread."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
