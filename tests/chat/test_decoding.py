@@ -72,11 +72,13 @@ def logits_of(llm: LanguageModel, rows: list[torch.Tensor], tokens: int = 8) -> 
 @pytest.mark.parametrize("family", parts.FAMILIES)
 def test_logits_of_a_batch_are_those_of_its_rows(family):
     torch.manual_seed(4)
-    llm = parts.language_model(family).double()
+    llm, tolerance = parts.language_model(family), 1e-4
+    if family != "gemma2":  # its eager attention takes the softmax in float32, whatever the model is held in
+        llm, tolerance = llm.double(), 1e-9
     rows = prompts(llm)
     together = logits_of(llm, rows)
     for n, row in enumerate(rows):
-        torch.testing.assert_close(together[:, n], logits_of(llm, [row])[:, 0], atol=1e-9, rtol=0)
+        torch.testing.assert_close(together[:, n], logits_of(llm, [row])[:, 0], atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("family", parts.FAMILIES)
