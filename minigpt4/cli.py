@@ -102,6 +102,18 @@ def chat(arguments: argparse.Namespace) -> None:
     print()
 
 
+def caption(arguments: argparse.Namespace) -> None:
+    """Verb `caption`: describe every image of a folder, into a JSON lines file."""
+    from minigpt4 import load_model
+    from minigpt4.runners.caption import CaptionRunner
+
+    job = CaptionRunner(Path(arguments.images), Path(arguments.out), arguments.batch_size, arguments.prompt)
+    if arguments.cfg_path == MINI:
+        fetch_mini()
+    count = job.run(load_model(arguments.cfg_path, options=arguments.options, device=arguments.device))
+    print(f"{arguments.out}: {count.captions} captions, {count.bad_images} images that cannot be read")
+
+
 def serve(arguments: argparse.Namespace) -> None:
     """Verb `serve`: a service that OpenAI's clients can talk to."""
     from minigpt4.server.start import serve as start
@@ -178,6 +190,20 @@ def _parser() -> argparse.ArgumentParser:
     talk.add_argument("--question", required=True, metavar="TEXT", help="what to ask")
     talk.add_argument("--device", default="auto", help="where to compute (default: auto)")
     talk.set_defaults(verb=chat)
+
+    describe = verbs.add_parser("caption", help="describe every image of a folder", parents=[common])
+    _add_config(describe, default=MINI)
+    describe.add_argument("--images", required=True, metavar="DIR", help="folder of images; those below it, too")
+    describe.add_argument("--out", required=True, metavar="FILE", help="JSON lines; a file begun before is completed")
+    describe.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
+    describe.add_argument(
+        "--prompt",
+        default="Describe this image in detail.",
+        metavar="TEXT",
+        help="what is asked (default: %(default)s)",
+    )
+    describe.add_argument("--device", default="auto", help="where to compute (default: auto)")
+    describe.set_defaults(verb=caption)
 
     service = verbs.add_parser("serve", help="serve OpenAI's chat interface over HTTP", parents=[common])
     _add_config(service, default=MINI)

@@ -59,11 +59,15 @@ class Engine:
         """
         if not images:
             return None
-        pixels = torch.stack(
+        return self.encode(
             [self.loaded.image_processor(image, name=f"image {n}") for n, image in enumerate(images, start=1)]
         )
+
+    @torch.inference_mode()
+    def encode(self, pixel_values: Sequence[Tensor]) -> Tensor:
+        """Return (images, Q, Dq) for what the image processor made of them, each (3, H, W); from any thread."""
         with self._image_lock:
-            return self.loaded.model.query_features(pixels.to(self.loaded.model.device))
+            return self.loaded.model.query_features(torch.stack(list(pixel_values)).to(self.loaded.model.device))
 
     @torch.inference_mode()
     def embeds(self, prompt: Prompt, max_new_tokens: int) -> Tensor:

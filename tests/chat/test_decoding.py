@@ -59,6 +59,28 @@ def test_a_batch_gives_the_rows_one_by_one(family, penalty):
     assert together == [run(llm, [row], repetition_penalty=penalty)[0] for row in rows]
 
 
+def logits_of(llm: LanguageModel, rows: list[torch.Tensor], tokens: int = 8) -> torch.Tensor:
+    """Return the logits (T, B, V) that the rows' tokens were chosen from."""
+    seen: list[torch.Tensor] = []
+    head = llm.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda module, args, out: seen.append(out[:, -1].clone()))
+    run(llm, rows, max_new_tokens=tokens)
+    hook.remove()
+    return torch.stack(seen)
+
+
+@pytest.mark.parametrize("family", parts.FAMILIES)
+def test_logits_of_a_batch_are_those_of_its_rows(family):
+    torch.manual_seed(4)
+    llm, tolerance = parts.language_model(family), 1e-4
+    if family != "gemma2":  # its eager attention takes the softmax in float32, whatever the model is held in
+        llm, tolerance = llm.double(), 1e-9
+    rows = prompts(llm)
+    together = logits_of(llm, rows)
+    for n, row in enumerate(rows):
+        torch.testing.assert_close(together[:, n], logits_of(llm, [row])[:, 0], atol=tolerance, rtol=0)
+
+
 @pytest.mark.parametrize("family", parts.FAMILIES)
 def test_the_cache_gives_the_tokens_of_the_whole_row_read_anew(family):
     torch.manual_seed(2)

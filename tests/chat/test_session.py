@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from minigpt4.assets import expand, is_cached
 from minigpt4.chat.engine import Engine, Prompt
 from minigpt4.chat.section import ChatSection
 from minigpt4.chat.session import Chat
+from minigpt4.checkpoints.assemble import load_model
 from minigpt4.conversation.dialogue import Dialogue, Turn
 from minigpt4.errors import ContextLengthError, ConversationError, DecodingError, ImageError
 from tests.chat.conftest import ids_of, image, teach
@@ -36,6 +38,16 @@ def test_a_batch_answers_as_one_by_one_and_as_a_stream(loaded):
     assert together == [engine.answer([prompt], settings)[0] for prompt in asked]
     assert together == ["".join(engine.stream(prompt, settings)) for prompt in asked]
     assert engine.answer([], settings) == []
+
+
+@pytest.mark.mini
+@pytest.mark.skipif(not all(is_cached(n) for n in expand("mini")), reason="python -m minigpt4 assets mini was not run")
+def test_a_batch_of_the_mini_model_answers_as_one_by_one():
+    loaded = load_model("mini", ["model.language_model.dtype=float32"], device="cpu")
+    engine, settings = Engine(loaded), ChatSection(max_new_tokens=8)
+    asked = prompts(engine)
+    together = engine.decode(asked, settings)
+    assert [answer.ids for answer in together] == [engine.decode([prompt], settings)[0].ids for prompt in asked]
 
 
 def test_rows_end_at_end_of_sequence_on_steps_of_their_own(loaded):
