@@ -14,8 +14,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minigpt4.errors import ConfigError, MiniGPT4Error
+
+if TYPE_CHECKING:
+    from minigpt4.checkpoints.assemble import LoadedModel
 
 INTERRUPTED = 130
 """The exit status of Ctrl-C: 128 + SIGINT, as shells have it."""
@@ -88,26 +92,61 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def chat(arguments: argparse.Namespace) -> None:
     """Verb `chat`: answer one question about one image, printed as it comes."""
-    from minigpt4 import Chat, load_model
+    from minigpt4 import Chat
 
-    if arguments.cfg_path == MINI:
-        fetch_mini()
-    model = load_model(arguments.cfg_path, options=arguments.options, device=arguments.device)
-    for text in Chat(model).session(images=arguments.image).stream(arguments.question):
+    for text in Chat(_load(arguments)).session(images=arguments.image).stream(arguments.question):
         print(text, end="", flush=True)
     print()
 
 
 def export(arguments: argparse.Namespace) -> None:
     """Verb `export`: write a model in another tool's format."""
-    from minigpt4 import load_model
     from minigpt4.exports.formats import write
 
-    if arguments.model == MINI:
-        fetch_mini()
-    loaded = load_model(arguments.model, options=arguments.options, device=arguments.device)
-    write(loaded, arguments.to, Path(arguments.out), images=arguments.image, question=arguments.question)
+    write(_load(arguments), arguments.to, Path(arguments.out), images=arguments.image, question=arguments.question)
     print(arguments.out)
+
+
+def caption(arguments: argparse.Namespace) -> None:
+    """Verb `caption`: describe every image of a folder, into a JSON lines file."""
+    from minigpt4.runners.caption import CaptionRunner
+
+    job = CaptionRunner(Path(arguments.images), Path(arguments.out), arguments.batch_size, arguments.prompt)
+    count = job.run(_load(arguments))
+    print(f"{arguments.out}: {count.captions} captions, {count.bad_images} images that cannot be read")
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Verb `serve`: a service that OpenAI's clients can talk to."""
+    from minigpt4.server.start import serve as start
+
+    start(
+        lambda: (_load(arguments), _name_of(arguments)),
+        host=arguments.host,
+        port=arguments.port,
+        key_file=arguments.api_key_file,
+    )
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """Verb `demo`, and `demo.py`: a chat page in the browser."""
+    from minigpt4.demo.start import serve_page
+
+    serve_page(_load(arguments), _name_of(arguments), host=arguments.host, port=arguments.port, share=arguments.share)
+
+
+def _load(arguments: argparse.Namespace) -> LoadedModel:
+    """Return the model that `--cfg-path` names; of the mini model, what is missing is fetched before."""
+    from minigpt4 import load_model
+
+    if arguments.cfg_path == MINI:
+        fetch_mini()
+    return load_model(arguments.cfg_path, options=arguments.options, device=arguments.device)
+
+
+def _name_of(arguments: argparse.Namespace) -> str:
+    """Return what people are told the model is called."""
+    return Path(arguments.cfg_path).stem
 
 
 def fetch_mini() -> None:
@@ -184,18 +223,49 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(talk, default=MINI)
     talk.add_argument("--image", nargs="*", default=[], metavar="FILE", help="the image, or several, or none")
     talk.add_argument("--question", required=True, metavar="TEXT", help="what to ask")
-    talk.add_argument("--device", default="auto", help="where to compute (default: auto)")
+    _add_device(talk)
     talk.set_defaults(verb=chat)
 
     out = verbs.add_parser("export", help="write a model in another tool's format", parents=[common])
-    out.add_argument("model", metavar="CHECKPOINT_OR_NAME", help="a checkpoint folder, a YAML, or the name of one")
+    out.add_argument("cfg_path", metavar="CHECKPOINT_OR_NAME", help="a checkpoint folder, a YAML, or the name of one")
     out.add_argument("--to", required=True, choices=("published", "huggingface", "prompt-embeds"), help="the format")
     out.add_argument("--out", required=True, metavar="PATH", help="a new folder; for published a new .pth file")
     out.add_argument("--image", nargs="*", default=[], metavar="FILE", help="prompt-embeds: the image, or several")
     out.add_argument("--question", default="", metavar="TEXT", help="prompt-embeds: what to ask")
-    out.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
+    _add_device(out, default="cpu")
     _add_options(out)
     out.set_defaults(verb=export)
+
+    describe = verbs.add_parser("caption", help="describe every image of a folder", parents=[common])
+    _add_config(describe, default=MINI)
+    describe.add_argument("--images", required=True, metavar="DIR", help="folder of images; those below it, too")
+    describe.add_argument("--out", required=True, metavar="FILE", help="JSON lines; a file begun before is completed")
+    describe.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
+    describe.add_argument(
+        "--prompt",
+        default="Describe this image in detail.",
+        metavar="TEXT",
+        help="what is asked (default: %(default)s)",
+    )
+    _add_device(describe)
+    describe.set_defaults(verb=caption)
+
+    service = verbs.add_parser("serve", help="serve OpenAI's chat interface over HTTP", parents=[common])
+    _add_config(service, default=MINI)
+    _add_address(service, port=8000)
+    service.add_argument(
+        "--api-key-file",
+        default="",
+        metavar="FILE",
+        help="file with the key that clients need (default: the variable MINIGPT4_API_KEY, or no key)",
+    )
+    service.set_defaults(verb=serve)
+
+    page = verbs.add_parser("demo", help="chat in the browser", parents=[common])
+    _add_config(page, default=MINI)
+    _add_address(page, port=7860)
+    page.add_argument("--share", action="store_true", help="open a public tunnel through Gradio's servers")
+    page.set_defaults(verb=demo)
 
     assets = verbs.add_parser("assets", help="fetch weights and data sets by name", parents=[common])
     assets.add_argument("names", nargs="+", metavar="NAME", help="an asset, or a set of them such as mini")
@@ -214,6 +284,17 @@ def _parser() -> argparse.ArgumentParser:
     names = verbs.add_parser("list", help="show every name a config may use", parents=[common])
     names.set_defaults(verb=list_names)
     return parser
+
+
+def _add_address(parser: argparse.ArgumentParser, port: int) -> None:
+    """Add where to listen and where to compute."""
+    _add_device(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=port, help=f"port to listen on (default: {port})")
+
+
+def _add_device(parser: argparse.ArgumentParser, default: str = "auto") -> None:
+    parser.add_argument("--device", default=default, help="where to compute (default: %(default)s)")
 
 
 def _add_config(parser: argparse.ArgumentParser, default: str | None) -> None:

@@ -88,5 +88,23 @@ class DecodingError(MiniGPT4Error):
     """The language model gives no usable logits."""
 
 
+class ServerError(MiniGPT4Error):
+    """The service cannot start: the port is taken, the key cannot be used."""
+
+
+class RequestError(MiniGPT4Error):
+    """A client's request is not answered; the client is told why.
+
+    `status` is the HTTP status, `param` the part of the request that is wrong (`messages.0.content`), and `code` a
+    short, stable word that programs can compare.
+    """
+
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+
+
 class TrainingError(MiniGPT4Error):
     """Training cannot go on: values that are not finite, too many skipped samples, ranks that disagree."""

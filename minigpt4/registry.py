@@ -192,6 +192,8 @@ SECTIONS = Registry(
         "tracking": "minigpt4.config.sections:TrackingSection",
         "chat": "minigpt4.chat.section:ChatSection",
         "evaluation": "minigpt4.evaluation.section:EvaluationSection",
+        "server": "minigpt4.server.section:ServerSection",
+        "demo": "minigpt4.demo.section:DemoSection",
     },
 )
 

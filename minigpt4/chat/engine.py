@@ -6,21 +6,24 @@ batch of prompts, or bit by bit for one.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from minigpt4.chat.decoding import decode, pad_left
+from minigpt4.chat.answer import Answer
+from minigpt4.chat.decoding.beams import search
+from minigpt4.chat.decoding.cache import RowCache
+from minigpt4.chat.decoding.loop import Decoder
 from minigpt4.chat.section import ChatSection
 from minigpt4.checkpoints.assemble import LoadedModel
 from minigpt4.conversation.dialogue import Dialogue
+from minigpt4.conversation.encoder import Encoded
 from minigpt4.errors import ContextLengthError
 from minigpt4.models.splice import splice
 from minigpt4.processors.image import ImageSource
-
-_UNFINISHED = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -40,91 +43,137 @@ class Engine:
     """Answers prompts with a loaded model."""
 
     def __init__(self, loaded: LoadedModel) -> None:
+        """Take a model; threads that share it must share its engine, too."""
         self.loaded = loaded
+        self.lock = threading.Lock()
+        self._image_lock = threading.Lock()
+        ends = getattr(loaded.model.language_model.model.generation_config, "eos_token_id", None)
+        self._end_ids = set(ends if isinstance(ends, list) else [ends])
 
     @torch.inference_mode()
     def query_features(self, images: Sequence[ImageSource]) -> Tensor | None:
-        """Return (images, Q, Dq), or None for no images.
+        """Return (images, Q, Dq), or None for no images; from any thread.
 
         Raises:
             ImageError: an image cannot be read.
         """
         if not images:
             return None
-        pixels = torch.stack(
+        return self.encode(
             [self.loaded.image_processor(image, name=f"image {n}") for n, image in enumerate(images, start=1)]
         )
-        return self.loaded.model.query_features(pixels.to(self.loaded.model.device))
+
+    @torch.inference_mode()
+    def encode(self, pixel_values: Sequence[Tensor]) -> Tensor:
+        """Return (images, Q, Dq) for what the image processor made of them, each (3, H, W); from any thread."""
+        with self._image_lock:
+            return self.loaded.model.query_features(torch.stack(list(pixel_values)).to(self.loaded.model.device))
 
     @torch.inference_mode()
     def embeds(self, prompt: Prompt, max_new_tokens: int) -> Tensor:
-        """Return the embeds (T, Dl) of a prompt.
+        """Return the embeds (T, Dl) of a prompt; from any thread.
 
         Raises:
             ContextLengthError: prompt and answer do not fit the language model's context together.
+            ConversationError: the prompt cannot be rendered.
         """
-        model = self.loaded.model
         features = prompt.query_features
         encoded = self.loaded.encoder.encode_prompt(
             prompt.dialogue, num_images=0 if features is None else len(features)
         )
-        length, context = len(encoded.input_ids), model.language_model.context_length
-        if length + max_new_tokens > context:
+        length = len(encoded.input_ids)
+        if length + max_new_tokens > self.context_length:
             raise ContextLengthError(
                 f"the prompt has {length} tokens and the answer may have {max_new_tokens}, but the language model "
-                f"reads {context}: ask in a new session, or lower chat.max_new_tokens"
+                f"reads {self.context_length}: ask in a new session, or lower chat.max_new_tokens"
             )
-        image_embeds = None if features is None else model.project(features)
-        tokens = model.language_model.embed(encoded.input_ids.to(model.device).unsqueeze(0))
-        return splice(tokens, image_embeds, encoded.image_mask.to(model.device).unsqueeze(0))[0]
+        return self.embed(encoded, features)
 
-    def answer(self, prompts: Sequence[Prompt], settings: ChatSection) -> list[str]:
-        """Return the answer to each prompt, decoded together."""
-        if not prompts:
-            return []
-        ids: list[list[int]] = [[] for _ in prompts]
-        for step in self._decode(prompts, settings):
-            for row, token in enumerate(step):
-                if token is not None:
-                    ids[row].append(token)
-        return [self._text(row)[0].strip() for row in ids]
+    @property
+    def context_length(self) -> int:
+        """The longest prompt and answer together, in tokens."""
+        return self.loaded.model.language_model.context_length
 
-    def stream(self, prompt: Prompt, settings: ChatSection) -> Iterator[str]:
-        """Yield the answer to one prompt as it grows; the end mark never shows."""
-        ids: list[int] = []
-        sent = ""
-        for (token,) in self._decode([prompt], settings):
-            ids.append(token)  # type: ignore[arg-type]
-            text, ended = self._text(ids)
-            text = text.lstrip()
-            safe = text.rstrip() if ended else self._without_start_of_end_mark(text)
-            if len(safe) > len(sent) and not safe.endswith(_UNFINISHED):
-                yield safe[len(sent) :]
-                sent = safe
-        rest = self._text(ids)[0].strip()
-        if len(rest) > len(sent):
-            yield rest[len(sent) :]
+    @torch.inference_mode()
+    def embed(self, encoded: Encoded, query_features: Tensor | None, start: int = 0) -> Tensor:
+        """Return the embeds (T - start, Dl) of an encoded prompt of T tokens from position `start` on."""
+        model = self.loaded.model
+        seen = int(encoded.image_mask[:start].sum())
+        image_embeds = None
+        if encoded.image_mask[start:].any() and query_features is not None:
+            whole, part = divmod(seen, model.num_query_tokens)
+            # A position at a time, because the start may lie within an image.
+            image_embeds = model.project(query_features[whole:]).flatten(0, 1)[part:].unsqueeze(1)
+        tokens = model.language_model.embed(encoded.input_ids[start:].to(model.device).unsqueeze(0))
+        return splice(tokens, image_embeds, encoded.image_mask[start:].to(model.device).unsqueeze(0))[0]
 
-    def _decode(self, prompts: Sequence[Prompt], settings: ChatSection) -> Iterator[list[int | None]]:
-        embeds, mask = pad_left([self.embeds(prompt, settings.max_new_tokens) for prompt in prompts])
-        return decode(self.loaded.model.language_model, embeds, mask, settings, lambda _, ids: self._text(ids)[1])
+    def new_answer(self, settings: ChatSection, stop: Sequence[str] = ()) -> Answer:
+        """Return an answer without tokens yet, that ends where this model's answers end, or at a text of `stop`."""
+        ends = {*self._end_ids, self.loaded.encoder.tokenizer.eos_id} - {None}
+        return Answer(self.loaded.encoder, settings, ends, stop)
 
-    def _text(self, ids: list[int]) -> tuple[str, bool]:
-        """Return the text of `ids` up to the end of the answer, and whether that end is there.
+    def answer(self, prompts: Sequence[Prompt], settings: ChatSection, stop: Sequence[str] = ()) -> list[str]:
+        """Return the text of the answer to each prompt, decoded together."""
+        return [answer.text for answer in self.decode(prompts, settings, stop)]
 
-        An answer ends at an end-of-sequence id, or where the template's end mark shows in the text, however it was
-        tokenised.
+    def decode(self, prompts: Sequence[Prompt], settings: ChatSection, stop: Sequence[str] = ()) -> list[Answer]:
+        """Return the answer to each prompt, decoded together.
+
+        Raises:
+            ContextLengthError, ConversationError: a prompt cannot be answered.
+            DecodingError: the language model gives no usable logits.
         """
-        tokenizer = self.loaded.encoder.tokenizer
-        ended = bool(ids) and ids[-1] == tokenizer.eos_id
-        text, marked = self.loaded.encoder.cut_answer(tokenizer.decode(ids[:-1] if ended else ids, keep_special=True))
-        return text, ended or marked
+        answers = [self.new_answer(settings, stop) for _ in prompts]
+        embeds = [self.embeds(prompt, settings.max_new_tokens) for prompt in prompts]
+        if settings.num_beams > 1:
+            for answer, row in zip(answers, embeds, strict=True):
+                self._search(answer, row)
+        elif prompts:
+            decoder = Decoder(self.loaded.model.language_model, self.lock)
+            decoder.join(answers, embeds)
+            while not decoder.is_idle:
+                decoder.step()
+        for answer in answers:
+            if answer.error is not None:
+                raise answer.error
+        return answers
 
-    def _without_start_of_end_mark(self, text: str) -> str:
-        """Return `text` without a tail that may become the end mark, or that is white space so far."""
-        end = self.loaded.encoder.training_template.end
-        for size in range(len(end) - 1, 0, -1):
-            if text.endswith(end[:size]):
-                text = text[:-size]
+    def stream(self, prompt: Prompt, settings: ChatSection, stop: Sequence[str] = ()) -> Iterator[str]:
+        """Yield the answer to one prompt as it grows; end mark and stop text never show."""
+        answer = self.new_answer(settings, stop)
+        yield from self.grow(answer, self.embeds(prompt, settings.max_new_tokens))
+
+    def grow(self, answer: Answer, embeds: Tensor, cache: RowCache | None = None) -> Iterator[str]:
+        """Decode one answer to a prompt's embeds (T, Dl) behind what `cache` holds, and yield its text as it grows.
+
+        A beam search knows its answer only at its end; it reads the whole prompt, and no cache.
+
+        Raises:
+            DecodingError: the language model gives no usable logits.
+        """
+        if answer.settings.num_beams > 1:
+            self._search(answer, embeds)
+            yield answer.text
+            return
+        decoder = Decoder(self.loaded.model.language_model, self.lock)
+        decoder.join([answer], [embeds], cache)
+        sent = ""
+        while True:
+            if len(answer.text) > len(sent):
+                yield answer.text[len(sent) :]
+                sent = answer.text
+            if decoder.is_idle:
                 break
-        return text.rstrip()
+            decoder.step()
+        if answer.error is not None:
+            raise answer.error
+
+    def _search(self, answer: Answer, embeds: Tensor) -> None:
+        """Fill an answer by beam search."""
+        with self.lock:
+            found = search(
+                self.loaded.model.language_model, embeds, answer.settings, answer.end_ids, answer.is_complete
+            )
+        for token in found:
+            if answer.finish_reason is None:
+                answer.add(token)

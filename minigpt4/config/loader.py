@@ -24,7 +24,7 @@ from minigpt4.errors import ConfigError
 from minigpt4.registry import SECTIONS, Registry
 
 COMPAT = ("ours", "published")
-ORDER = ("model", "processors", "conversation", "datasets", "run", "tracking", "chat", "evaluation")
+ORDER = ("model", "processors", "conversation", "datasets", "run", "tracking", "chat", "evaluation", "server", "demo")
 """The sections in the order in which a saved config shows them."""
 
 
@@ -43,6 +43,8 @@ class Config:
     tracking: Any
     chat: Any
     evaluation: Any
+    server: Any
+    demo: Any
     compat: str
     plugins: tuple[str, ...]
     values: dict[str, Any]

@@ -25,10 +25,13 @@ class Turn:
     Attributes:
         question: what is asked; may hold `IMAGE_MARK`. Empty for a caption without a prompt (stage 1).
         answer: what is answered, or None where the model is to answer.
+        answer_ids: the tokens the model itself chose for that answer, without the end mark; another tokenisation of the
+            same text would be something it never said. None for answers that are text alone.
     """
 
     question: str
     answer: str | None = None
+    answer_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minigpt4.batch import IGNORE
-from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue, place_images
+from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue, Turn, place_images
 from minigpt4.conversation.templates import OWN, Template, get_template, published_chat, published_training
 from minigpt4.conversation.tokenizer import Run, TextTokenizer
 from minigpt4.errors import ConfigError, ConversationError
@@ -117,7 +117,8 @@ class ConversationEncoder:
     def encode_prompt(self, dialogue: Dialogue, *, num_images: int, sample_id: str = "prompt") -> Encoded:
         """Encode a dialogue whose last turn the model is to answer.
 
-        With `compat: ours` the ids equal those that `encode` gives the same dialogue, up to the answer.
+        With `compat: ours` the ids equal those that `encode` gives the same dialogue, up to the answer; earlier answers
+        are whole, however long, and stand as the ids they were given in.
 
         Raises:
             ConversationError: marks and images differ in number, or there is nothing to encode.
@@ -125,7 +126,7 @@ class ConversationEncoder:
         if not dialogue.turns:
             raise ConversationError(f"{sample_id}: there is no turn to answer", cause="no question")
         placed = place_images(dialogue, num_images, sample_id)
-        encoded = self._join(list(self._spans(self.chat_template, placed)), [])
+        encoded = self._join(list(self._spans(self.chat_template, placed, whole_answers=True)), [])
         if not len(encoded.input_ids):
             raise ConversationError(f"{sample_id}: the prompt is empty; ask a question or give an image", cause="empty")
         return encoded
@@ -136,8 +137,8 @@ class ConversationEncoder:
         head, found, _ = text.partition(end) if end else (text, "", "")
         return head, bool(found)
 
-    def _spans(self, template: Template, dialogue: Dialogue) -> Iterable[_Span]:
-        """Yield the spans of a dialogue rendered by `template`."""
+    def _spans(self, template: Template, dialogue: Dialogue, whole_answers: bool = False) -> Iterable[_Span]:
+        """Yield the spans of a dialogue rendered by `template`, answers as they are or as training cuts them."""
         runs: list[Run] = [(template.before_all(dialogue.system or self.settings.system or None), True)]
         if template.starts_with_bos and self.tokenizer.bos_id is not None:
             yield _Span([self.tokenizer.bos_id])
@@ -156,7 +157,7 @@ class ConversationEncoder:
                 break
             if template.answers_apart:
                 yield from self._text(runs)
-                yield _Span(self._answer_ids(turn.answer, template.end), learnt=True)
+                yield _Span(self._answer_ids(turn, template.end, whole_answers), learnt=True)
                 runs = []
             else:
                 runs += [(turn.answer, False), (template.end, True)]
@@ -186,11 +187,14 @@ class ConversationEncoder:
         if ids:
             yield _Span(ids)
 
-    def _answer_ids(self, answer: str, end: str) -> list[int]:
-        """Return an answer's ids with its end mark, cut to `max_answer_tokens`."""
-        ids = self.tokenizer.encode([(answer, False), (end, True)])
+    def _answer_ids(self, turn: Turn, end: str, whole: bool) -> list[int]:
+        """Return an answer's ids with its end mark, cut to `max_answer_tokens` unless they are to be whole."""
+        if turn.answer_ids is not None:
+            ids = [*turn.answer_ids, *self.end_ids]
+        else:
+            ids = self.tokenizer.encode([(turn.answer or "", False), (end, True)])
         limit = self.settings.max_answer_tokens
-        if len(ids) <= limit:
+        if whole or len(ids) <= limit:
             return ids
         # Original: the end mark is cut off with the rest, and the model never learns to stop long answers.
         return ids[: limit - len(self.end_ids)] + self.end_ids if self.keeps_end_mark else ids[:limit]

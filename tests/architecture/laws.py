@@ -18,7 +18,7 @@ FLOORS: list[set[str]] = [
     {"datasets", "models"},
     {"checkpoints", "planning"},
     {"chat"},
-    {"server", "evaluation", "curation", "exports"},
+    {"server", "demo", "evaluation", "curation", "exports"},
     {"runners"},
     {"__init__"},  # its lazy public names
     {"cli"},
@@ -30,6 +30,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "timm": ("models/vision",),
     "webdataset": ("datasets",),
     "gradio": ("demo",),
+    "starlette": ("server",),
+    "uvicorn": ("server",),
     "accelerate": ("runners",),
     "transformers": ("models", "conversation/tokenizer", "chat/decoding", "assets", "exports/huggingface"),
     "peft": ("models",),

@@ -35,6 +35,13 @@ def image(colour: str) -> Image.Image:
     return Image.new("RGB", (30, 20), colour)
 
 
+def ids_of(loaded, *pieces: str | int) -> list[int]:
+    convert = loaded.encoder.tokenizer.tokenizer.convert_tokens_to_ids
+    ids = [piece if isinstance(piece, int) else convert(piece) for piece in pieces]
+    assert 0 not in ids  # every piece is in the vocabulary
+    return ids
+
+
 def teach(loaded: LoadedModel, ids: list[int]) -> None:
     """Rewrite the language model's weights so that it answers every prompt with `ids`, whatever is asked.
 

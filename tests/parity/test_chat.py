@@ -7,7 +7,9 @@ import re
 import pytest
 import torch
 
-from minigpt4.chat.decoding import decode, pad_left
+from minigpt4.chat.answer import Answer
+from minigpt4.chat.decoding.beams import search
+from minigpt4.chat.decoding.loop import Decoder
 from minigpt4.chat.section import ChatSection
 from minigpt4.conversation.dialogue import Dialogue, Turn, normalise_marks
 from minigpt4.conversation.encoder import ConversationEncoder, ConversationSection
@@ -53,7 +55,12 @@ def test_chat_equals_the_published_one(format_, turn, models, tokenizer):
     torch.testing.assert_close(logits, numbers[f"{key}.last_logits"], **TOLERANCE)
 
     # The first published id is an artefact of the old generate: compare from the second on.
-    wanted = numbers[f"{key}.greedy"][0, 1:].tolist()
-    embeds, mask = pad_left([context[0]])
-    steps = decode(model.language_model, embeds, mask, ChatSection(max_new_tokens=len(wanted)), lambda row, ids: False)
-    assert [step[0] for step in steps] == wanted
+    greedy, beam = (numbers[f"{key}.{kind}"][0, 1:].tolist() for kind in ("greedy", "beam3"))
+    decoder, answer = Decoder(model.language_model), Answer(encoder, ChatSection(max_new_tokens=len(greedy)), ())
+    decoder.join([answer], [context[0]])
+    while not decoder.is_idle:
+        decoder.step()
+    assert answer.ids == greedy
+
+    settings = ChatSection(max_new_tokens=len(beam), num_beams=3)
+    assert search(model.language_model, context[0], settings, {tokenizer.eos_id}, lambda ids: False) == beam

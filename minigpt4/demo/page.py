@@ -1,0 +1,130 @@
+"""The page: what stands where, and what each button does.
+
+Input: a `Chat` and the `demo` section of its config. Output: a Gradio app. Every handler takes the visitor's own
+`Visit` and messages and gives them back, so nothing is shared between visitors but the model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from minigpt4.chat.session import Chat
+from minigpt4.config.paths import resolve_shipped
+from minigpt4.demo.replies import Replies
+from minigpt4.demo.section import DemoSection
+
+STYLE = Path(__file__).with_name("page.css")
+NOTE = "Answers are generated and may be wrong. Images and questions stay on the machine that serves this page."
+KEPT_SECONDS = 3600
+"""How long uploads and conversations outlive their last use."""
+VISITS_KEPT = 200
+"""Conversations held at once; the one unused for longest goes first."""
+MAX_UPLOAD = "20mb"
+FONT = ("system-ui", "sans-serif")
+MONO = ("ui-monospace", "monospace")
+HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+def build_page(chat: Chat, name: str) -> gr.Blocks:
+    """Return the page of a loaded model that is called `name`."""
+    section: DemoSection = chat.engine.loaded.config.demo
+    examples = [(str(resolve_shipped(example.image)), example.question) for example in section.examples]
+    cache = (KEPT_SECONDS, KEPT_SECONDS)
+    with gr.Blocks(title=f"minigpt4: {name}", analytics_enabled=False, delete_cache=cache) as page:
+        visit = gr.State(None, time_to_live=KEPT_SECONDS)
+        gr.Markdown(f"# minigpt4\n{headline(chat, name)}", elem_id="head")
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320):
+                shown = gr.Chatbot(
+                    elem_id="chat",
+                    show_label=False,
+                    allow_tags=False,
+                    render_markdown=False,  # an answer is text; rendered, it could make the browser fetch images
+                    buttons=["copy"],
+                    examples=[{"text": text, "files": [image], "icon": image} for image, text in examples],
+                    placeholder="Add an image, or choose an example",
+                )
+                box = _text_box()
+                with gr.Row():
+                    again = gr.Button("Regenerate", elem_id="again", size="sm", min_width=100)
+                    clear = gr.Button("Clear", elem_id="clear", size="sm", min_width=100)
+            with gr.Column(scale=1, min_width=260):
+                if section.about:
+                    gr.Markdown(section.about, elem_id="about")
+                sliders = _sliders(chat)
+        gr.Markdown(NOTE, elem_id="note")
+        replies = Replies(chat, list(sliders), examples)
+        holds, gives = [shown, visit, *sliders.values()], [box, shown, visit]
+        running: list[Any] = [
+            box.submit(replies.send, [box, *holds], gives, **HIDDEN),
+            shown.example_select(replies.send_example, holds, gives, **HIDDEN),
+            again.click(replies.regenerate, holds, gives, **HIDDEN),
+        ]
+        box.stop(replies.stop, [shown], [box, shown], cancels=running, queue=False, **HIDDEN)
+        for cleared in (clear.click, shown.clear):
+            cleared(replies.clear, None, gives, cancels=running, queue=False, **HIDDEN)
+    page.queue(max_size=section.queue, default_concurrency_limit=section.visitors)
+    return page
+
+
+def launch(page: gr.Blocks, chat: Chat, *, host: str, port: int | None, share: bool, wait: bool = True) -> str:
+    """Serve the page until interrupted, or only start to with `wait=False`; return its address."""
+    section: DemoSection = chat.engine.loaded.config.demo
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        inbrowser=False,
+        ssr_mode=False,
+        prevent_thread_lock=not wait,
+        allowed_paths=[str(resolve_shipped(example.image)) for example in section.examples],
+        state_session_capacity=VISITS_KEPT,
+        max_file_size=MAX_UPLOAD,
+        show_error=True,
+        footer_links=[],
+        theme=gr.themes.Default(primary_hue="teal", font=FONT, font_mono=MONO),
+        css_paths=STYLE,
+    )
+    return address
+
+
+def headline(chat: Chat, name: str) -> str:
+    """Return the line that says which model speaks: name, checkpoint, template, device."""
+    loaded = chat.engine.loaded
+    manifest = loaded.manifest
+    trained = f"checkpoint at step {manifest.step:,} of {manifest.total_steps:,}" if manifest else "not trained"
+    template, device = loaded.config.conversation.template, loaded.model.device.type
+    return f"Model **{name}** · {trained} · template `{template}` · on {device}"
+
+
+def _text_box() -> gr.MultimodalTextbox:
+    return gr.MultimodalTextbox(
+        elem_id="message",
+        show_label=False,
+        file_count="multiple",
+        file_types=["image"],
+        sources=["upload"],
+        placeholder="Ask; upload or paste an image",
+    )
+
+
+def _sliders(chat: Chat) -> dict[str, gr.Slider]:
+    """Return the sliders, each under the name of the setting it is for."""
+    settings = chat.settings
+    longest = max(settings.max_new_tokens, min(1024, chat.engine.loaded.model.language_model.context_length // 2))
+    with gr.Accordion("Decoding", open=True, elem_id="decoding"):
+        return {
+            "temperature": gr.Slider(
+                0, 2, settings.temperature, step=0.05, label="Temperature", info="0: always the likeliest word"
+            ),
+            "top_p": gr.Slider(0.05, 1, settings.top_p, step=0.05, label="Top-p", info="only above temperature 0"),
+            "num_beams": gr.Slider(
+                1, max(5, settings.num_beams), settings.num_beams, step=1, label="Beams", info="above 1: no sampling"
+            ),
+            "max_new_tokens": gr.Slider(
+                1, longest, settings.max_new_tokens, step=1, label="Longest answer", info="in tokens"
+            ),
+        }

@@ -1,0 +1,32 @@
+"""Starting the page: what has to be there before it is built.
+
+Input: a loaded model, its name, an address. Output: a served page. Gradio is imported only here and behind here.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from minigpt4.chat.session import Chat
+from minigpt4.checkpoints.assemble import LoadedModel, check_files
+from minigpt4.errors import MissingDependencyError
+
+_log = logging.getLogger(__name__)
+
+
+def serve_page(loaded: LoadedModel, name: str, *, host: str, port: int, share: bool) -> None:
+    """Serve the page of the model called `name` until interrupted.
+
+    Raises:
+        MissingDependencyError: gradio is not installed.
+        ConfigError: an example image is missing.
+    """
+    try:
+        from minigpt4.demo.page import build_page, launch
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise MissingDependencyError("gradio", "the demo page", "demo") from error
+    check_files(loaded.config, "demo")
+    chat = Chat(loaded)
+    launch(build_page(chat, name), chat, host=host, port=port, share=share)

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible service over chat: `python -m minigpt4 serve`."""

@@ -1,0 +1,86 @@
+"""The page of a tiny model in real headless Chromium; where no browser is installed, these tests skip."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from minigpt4.checkpoints.assemble import load_model
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-dev-shm-usage"]
+ABOUT = "It answers with noise."
+
+
+@pytest.fixture(scope="session")
+def address(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A page whose model is tiny, random, and talks for long."""
+    gradio = pytest.importorskip("gradio")
+    from minigpt4.chat.session import Chat
+    from minigpt4.demo.page import build_page, launch
+
+    folder = tmp_path_factory.mktemp("page")
+    Image.new("RGB", (40, 40), "red").save(folder / "example.png")
+    vision = {"type": "eva_vit_g", "weights": "random", "image_size": 28, "patch_size": 7}
+    values = {
+        "model": {
+            "vision_encoder": {**vision, "embed_dim": 16, "depth": 2, "num_heads": 2},
+            "resampler": {"type": "merge", "neighbours": 4},
+            "language_model": {"path": str(tiny_llm), "dtype": "float32"},
+        },
+        "conversation": {"template": "vicuna_v0"},
+        "chat": {"max_new_tokens": 200},
+        "demo": {
+            "about": ABOUT,
+            "examples": [{"image": str(folder / "example.png"), "question": "What is in the example?"}],
+        },
+    }
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump(values))
+    chat = Chat(load_model(file, device="cpu"))
+    page = build_page(chat, "tiny")
+    yield launch(page, chat, host="127.0.0.1", port=None, share=False, wait=False)
+    page.close()
+    gradio.close_all()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser, address: str) -> Iterator[Callable[[], object]]:
+    """Return a function that opens the page as a new visitor, and holds that nothing outside was asked for."""
+    contexts = []
+    foreign: list[str] = []
+
+    def note(request) -> None:
+        if not request.url.startswith((address, "data:", "blob:")):
+            foreign.append(request.url)
+
+    def open_page():
+        context = browser.new_context()
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("request", note)
+        page.goto(address, wait_until="domcontentloaded")
+        page.wait_for_selector("#message textarea")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert foreign == []
