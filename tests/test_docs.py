@@ -12,7 +12,7 @@ import yaml
 
 from minigpt4 import Chat
 from minigpt4.checkpoints.assemble import assemble
-from minigpt4.cli import _parser
+from minigpt4.cli.parser import build_parser
 from minigpt4.config import config_from_values, load_config
 from minigpt4.registry import VISION_ENCODERS
 
@@ -71,7 +71,7 @@ def test_every_command_of_ours_has_the_arguments_it_needs():
     assert commands
     for command in commands:
         if "FORMAT" not in command:  # the line that says what the parts are called
-            _parser().parse_args(shlex.split(command, comments=True)[3:])
+            build_parser().parse_args(shlex.split(command, comments=True)[3:])
 
 
 def test_every_page_is_linked_from_the_readme():

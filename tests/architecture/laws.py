@@ -38,7 +38,11 @@ HOMES: dict[str, tuple[str, ...]] = {
     "torchvision": (),
 }
 SCRIPTS = ("train.py", "demo.py")
-PRINTING = ("cli.py", "exports/huggingface/example.py")  # the second is a script that travels with an export
+PRINTING = (
+    "cli/__init__.py",
+    "cli/verbs.py",
+    "exports/huggingface/example.py",
+)  # the last is a script that travels with an export
 DEVICE_HOME = "devices.py"
 FORBIDDEN_NAME = re.compile(r"utils?|common|base|base_.*")
 MAX_LINES = 300

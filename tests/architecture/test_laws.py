@@ -142,7 +142,7 @@ RIGHT: list[tuple[Law, dict[str, str]]] = [
     ),
     (laws.homes, {"models/vision.py": "import timm", "models/vision/a.py": "import timm"}),
     (laws.names, {"models/commonsense.py": "", "datasets/basement.py": ""}),
-    (laws.statements, {"cli.py": "print(1)"}),
+    (laws.statements, {"cli/verbs.py": "print(1)"}),
     (laws.devices, {laws.DEVICE_HOME: "x = 'cuda'", "config/sections.py": "x: Literal['auto', 'cuda']"}),
     (laws.docstrings, {"batch.py": '"""What it holds."""'}),
     (laws.sizes, {"batch.py": "x = 1\n" * 300}),
