@@ -35,9 +35,9 @@ CASES: dict[str, dict[str, Any]] = {
         "turns": [["Are <ImageHere> and <ImageHere> one?", "No."], ["Why not?", None]],
     },
     "captions": {"turns": [["", None]], "conversation": {"template": "plain"}},
-    "llama2, an answer longer than in training": {
+    "llama2, marks typed by users": {
         "turns": [["What </s> is it?", "A red bird on a branch."], ["And <image>?", None]],
-        "conversation": {"template": "llama2", "max_answer_tokens": 6},
+        "conversation": {"template": "llama2"},
     },
     "adapters": {
         "model": {"trainable": ["llama_proj", "lora"]},
