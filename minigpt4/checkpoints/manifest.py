@@ -106,25 +106,29 @@ class Manifest:
 
 def identify(model: MiniGPT4, learnt: Collection[str]) -> dict[str, PartIdentity]:
     """Return the identities of the model's parts, as they are beside the tensors named in `learnt`."""
+    return {name: _identify_part(model, name, learnt) for name in FROZEN_PARTS}
+
+
+def _identify_part(
+    model: MiniGPT4, name: str, learnt: Collection[str], *, with_fingerprint: bool = True
+) -> PartIdentity:
+    """Return the identity of one part; a fingerprint reads from every tensor, which takes time on a cold disk."""
     widths = {
         "vision_encoder": model.vision_encoder.feature_dim,
         "resampler": model.resampler.feature_dim,
         "language_model": model.language_model.hidden_size,
     }
-    identities = {}
-    for name, width in widths.items():
-        part = getattr(model, name)
-        tensors = model.tensors_beside(name, learnt)
-        identities[name] = PartIdentity(
-            type=type(part).__name__,
-            source=part.source,
-            width=width,
-            fingerprint=fingerprint(tensors),
-            settings=part.settings,
-            vocabulary=part.vocab_size if name == "language_model" else 0,
-            parameters=sum(tensor.numel() for _, tensor in tensors),
-        )
-    return identities
+    part = getattr(model, name)
+    tensors = model.tensors_beside(name, learnt)
+    return PartIdentity(
+        type=type(part).__name__,
+        source=part.source,
+        width=widths[name],
+        fingerprint=fingerprint(tensors) if with_fingerprint else "",
+        settings=part.settings,
+        vocabulary=part.vocab_size if name == "language_model" else 0,
+        parameters=sum(tensor.numel() for _, tensor in tensors),
+    )
 
 
 def stage_after(start: Manifest | None) -> int:
@@ -136,11 +140,11 @@ def stage_after(start: Manifest | None) -> int:
 
 def check_parts(manifest: Manifest, model: MiniGPT4, place: str) -> None:
     """Raise CheckpointError unless the model's parts are those beside which the checkpoint was trained."""
-    found = identify(model, manifest.trained)
     for name in FROZEN_PARTS:
-        theirs, ours = manifest.parts.get(name), found[name]
+        theirs = manifest.parts.get(name)
         if theirs is None:
             raise CheckpointError(f"{place}: its manifest does not tell the {name}")
+        ours = _identify_part(model, name, manifest.trained, with_fingerprint=bool(theirs.fingerprint))
         check_sizes(name, theirs, ours, place)
         if theirs.type and theirs.type != ours.type:
             raise CheckpointError(f"{place}: trained with the {name} {theirs.type}; yours is {ours.type}")

@@ -52,7 +52,7 @@ class TextTokenizer:
             if path.suffix == ".model":
                 return cls(LlamaTokenizer.from_pretrained(path.parent, local_files_only=True))
             return cls(AutoTokenizer.from_pretrained(path, local_files_only=True, **_lost_specials(path)))
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        except (OSError, ValueError, KeyError, TypeError, ImportError, RecursionError) as error:
             raise WeightsError(f"{path}: no usable tokenizer there: {str(error).splitlines()[0]}") from error
 
     def fit(self, vocab_size: int) -> None:
