@@ -325,9 +325,9 @@ def test_a_conversation_goes_on(loaded):
     chat = Chat(loaded, GREEDY)
     session = chat.session(images=[picture(0)])
     question = question_of(loaded, QUESTION)
-    first = session.ask(question)
+    session.ask(question)
     second = session.ask("And then?")
-    whole = dialogue((session.turns[0].question, first), ("And then?", None))
+    whole = Dialogue((session.turns[0], Turn("And then?")))
     assert second == chat.engine.answer([Prompt(whole, chat.engine.query_features([picture(0)]))], GREEDY)[0]
 
 

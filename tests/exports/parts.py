@@ -10,16 +10,7 @@ import torch
 
 from minigpt4.checkpoints.assemble import LoadedModel, assemble
 from minigpt4.config import config_from_values
-
-QFORMER = {
-    "type": "qformer",
-    "weights": "random",
-    "num_query_tokens": 4,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-}
+from tests.conformance.tiny import QFORMER
 
 
 def with_qformer(values: dict[str, Any], **model: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from minigpt4.chat.engine import Engine, Prompt
 from minigpt4.checkpoints.assemble import LoadedModel
@@ -30,14 +32,15 @@ CASES: dict[str, dict[str, Any]] = {
     "float32": {},
     "tied head, room in the embedding": {"llm": {"tie_word_embeddings": True, "vocab_size": 704}},
     "grouped heads, published prompts": {"llm": {"num_key_value_heads": 2}, "values": {"compat": "published"}},
+    "a padding token without a row": {"padding": True},
     "two images, two turns": {
         "images": 2,
         "turns": [["Are <ImageHere> and <ImageHere> one?", "No."], ["Why not?", None]],
     },
     "captions": {"turns": [["", None]], "conversation": {"template": "plain"}},
-    "llama2, an answer longer than in training": {
+    "llama2, marks typed by users": {
         "turns": [["What </s> is it?", "A red bird on a branch."], ["And <image>?", None]],
-        "conversation": {"template": "llama2", "max_answer_tokens": 6},
+        "conversation": {"template": "llama2"},
     },
     "adapters": {
         "model": {"trainable": ["llama_proj", "lora"]},
@@ -48,6 +51,15 @@ CASES: dict[str, dict[str, Any]] = {
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
+def with_padding_token(source: Path, folder: Path) -> Path:
+    """Copy a language model and give its tokenizer a padding token for which the embedding has no row."""
+    shutil.copytree(source, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def build(values: dict[str, Any], case: dict[str, Any], tiny_llm: Path, folder: Path) -> LoadedModel:
     values = with_qformer(values, **case.get("model", {}))
     if "llm" in case:
@@ -55,6 +67,9 @@ def build(values: dict[str, Any], case: dict[str, Any], tiny_llm: Path, folder: 
             "path": str(llm_folder(folder, tiny_llm, **case["llm"])),
             "dtype": "float32",
         }
+    if case.get("padding"):
+        path = with_padding_token(tiny_llm, folder)
+        values["model"]["language_model"] = {"path": str(path), "dtype": "float32"}
     values["model"]["language_model"] = {**values["model"]["language_model"], "lora": case.get("lora", {"rank": 0})}
     values["conversation"] = {**values["conversation"], **case.get("conversation", {})}
     return noisy({**values, **case.get("values", {})}, case.get("dtype", torch.float32))
@@ -152,6 +167,8 @@ def test_room_for_the_image_token_is_made_only_where_there_is_none(compared):
     tight, roomy = config["float32"], config["tied head, room in the embedding"]
     assert (tight["image_token_index"], tight["text_config"]["vocab_size"]) == (700, 701)
     assert (roomy["image_token_index"], roomy["text_config"]["vocab_size"]) == (700, 704)
+    padded = config["a padding token without a row"]
+    assert (padded["image_token_index"], padded["text_config"]["vocab_size"]) == (701, 702)
     assert tight["text_config"]["architectures"] == ["LlamaForCausalLM"]
     head = load_file(folder / "float32" / "model.safetensors")["language_model.lm_head.weight"]
     assert torch.equal(head[700], head[0])  # of <unk>
@@ -181,7 +198,7 @@ def test_a_large_model_is_written_in_shards_and_nothing_is_lost(compared, tmp_pa
     assert len(files) > 3
     assert files == sorted(set(index["weight_map"].values()))
     assert files[-1].endswith(f"-of-{len(files):05d}.safetensors")
-    whole = dict(blip2_tensors(loaded.model, 0))
+    whole = dict(blip2_tensors(loaded.model, [0]))
     found = {name: tensor for file in files for name, tensor in load_file(tmp_path / "out" / file).items()}
     assert found.keys() == whole.keys() == index["weight_map"].keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())

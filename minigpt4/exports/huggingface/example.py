@@ -64,7 +64,7 @@ class Answerer:
             if answer is None:
                 break
             if form["answers_apart"]:
-                ids += self._encode(runs) + self._answer_ids(answer)
+                ids += self._encode(runs) + self._encode([(answer, False), (form["end"], True)])
                 runs = []
             else:
                 runs += [(answer, False), (form["end"], True)]
@@ -99,12 +99,6 @@ class Answerer:
         text = str(self.tokenizer.decode(ids, skip_special_tokens=False))
         end = self.form["end"]
         return (text.partition(end)[0] if end else text).strip()
-
-    def _answer_ids(self, answer: str) -> list[int]:
-        """Return the ids of an earlier answer with its end mark, cut to the length that training knew."""
-        ids, limit = self._encode([(answer, False), (self.form["end"], True)]), self.form["max_answer_tokens"]
-        end = self.form["end_ids"]
-        return ids if len(ids) <= limit else ids[: limit - len(end)] + end
 
     def _encode(self, runs: list[tuple[str, bool]]) -> list[int]:
         """Return the ids of runs of text as one; a run is the format's own (True) or somebody's content (False)."""

@@ -54,12 +54,12 @@ class _ImageToken:
     Attributes:
         id: below `rows`.
         rows: of the embedding in the exported model.
-        added_row: the row repeated behind the last one to make room, None if there was room.
+        added_rows: the rows repeated behind the last one to make room.
     """
 
     id: int
     rows: int
-    added_row: int | None
+    added_rows: tuple[int, ...] = ()
 
 
 def export_huggingface(loaded: LoadedModel, out: Path, shard_bytes: int = 2 * 1024**3) -> None:
@@ -109,7 +109,7 @@ def _write(loaded: LoadedModel, folder: Path, name: str, shard_bytes: int) -> No
     tokenizer = TextTokenizer.from_path(resolve(loaded.config.model.language_model.config.path)).tokenizer
     image_token = _add_image_token(tokenizer, loaded.model.language_model.vocab_size)
     config = _config(loaded, image_token)
-    shapes = write_shards(blip2_tensors(loaded.model, image_token.added_row), folder, shard_bytes)
+    shapes = write_shards(blip2_tensors(loaded.model, image_token.added_rows), folder, shard_bytes)
     _check_shapes(shapes, config)
     config.save_pretrained(folder)
     _generation_config(loaded, image_token).save_pretrained(folder)
@@ -130,8 +130,9 @@ def _write(loaded: LoadedModel, folder: Path, name: str, shard_bytes: int) -> No
 def _add_image_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> _ImageToken:
     """Give the tokenizer `<image>` and find it a row of the embedding, a new one if need be.
 
-    The new row of the head repeats that of the unknown token (or the last one), which no model says: a row of zeros
-    could win against logits that are all negative.
+    A new row of the head repeats that of the unknown token (or the last one), which no model says: a row of zeros
+    could win against logits that are all negative. Two are new where the tokenizer has a padding token without a row,
+    as old Vicuna folders have.
     """
     for key in ("local_files_only", "is_local"):  # of this machine, not of the tokenizer
         tokenizer.init_kwargs.pop(key, None)
@@ -140,11 +141,10 @@ def _add_image_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> _ImageTok
         tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
     place = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))  # type: ignore[arg-type]
     if place < rows:
-        return _ImageToken(place, rows, None)
-    if place > rows:
-        raise ExportError(f"the tokenizer would give {IMAGE_TOKEN} the id {place}, but the embedding has {rows} rows")
+        return _ImageToken(place, rows)
     unknown = tokenizer.unk_token_id
-    return _ImageToken(place, rows + 1, rows - 1 if unknown is None or unknown >= rows else int(unknown))
+    repeated = rows - 1 if unknown is None or unknown >= rows else int(unknown)
+    return _ImageToken(place, place + 1, (repeated,) * (place + 1 - rows))
 
 
 def _config(loaded: LoadedModel, image_token: _ImageToken) -> Any:
@@ -219,9 +219,7 @@ def prompt_format(loaded: LoadedModel, image_token_id: int) -> dict[str, Any]:
         "next_question": template.around_question(1),
         "image": template.image.split(IMAGE_MARK),
         "end": encoder.training_template.end,
-        "end_ids": encoder.end_ids if encoder.keeps_end_mark else [],
         "answers_apart": template.answers_apart,
-        "max_answer_tokens": encoder.settings.max_answer_tokens,
         "special_tokens": tokenizer.special_tokens,
         "eos_token_ids": end_token_ids(loaded),
         "image_token_id": image_token_id,

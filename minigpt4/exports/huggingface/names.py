@@ -7,7 +7,7 @@ Source: transformers' conversion of LAVIS' BLIP-2 files, checked against its mod
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -48,15 +48,15 @@ def blip2_name(name: str) -> str:
     return name
 
 
-def blip2_tensors(model: MiniGPT4, added_row: int | None = None) -> Iterator[tuple[str, Tensor]]:
+def blip2_tensors(model: MiniGPT4, added_rows: Sequence[int] = ()) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor under its Blip2 name; LoRA adapters are added into their layers.
 
-    Nothing is copied but the three parts of each attention bias, layers with adapters, and, with `added_row`, the
+    Nothing is copied but the three parts of each attention bias, layers with adapters, and, with `added_rows`, the
     embedding and the head; each copy lives as long as the caller holds it.
 
     Args:
         model: EVA-ViT-g, Q-Former, causal LM.
-        added_row: row of the embedding and of the head that is repeated behind the last one; None adds none.
+        added_rows: rows of the embedding and of the head that are repeated behind the last one.
     """
     state = model.state_dict()
     for name, tensor in state.items():
@@ -65,16 +65,16 @@ def blip2_tensors(model: MiniGPT4, added_row: int | None = None) -> Iterator[tup
         if name.endswith(".attn.q_bias"):  # one bias for query, key and value; keys have none
             tensor = torch.cat([tensor, torch.zeros_like(tensor), state[name.replace("q_bias", "v_bias")]])
         yield blip2_name(name), tensor
-    yield from _language_model(model, added_row)
+    yield from _language_model(model, added_rows)
 
 
-def _language_model(model: MiniGPT4, added_row: int | None) -> Iterator[tuple[str, Tensor]]:
+def _language_model(model: MiniGPT4, added_rows: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
     llm: Any = model.language_model.model
     vocabulary = {llm.get_input_embeddings().weight.data_ptr(), llm.get_output_embeddings().weight.data_ptr()}
     tied = llm.config.get_text_config().tie_word_embeddings
     for name, tensor in model.language_model.merged_tensors():
         if tied and name == "lm_head.weight":
             continue
-        if added_row is not None and tensor.data_ptr() in vocabulary:
-            tensor = torch.cat([tensor, tensor[added_row : added_row + 1]])
+        if added_rows and tensor.data_ptr() in vocabulary:
+            tensor = torch.cat([tensor, tensor[list(added_rows)]])
         yield f"language_model.{name}", tensor
