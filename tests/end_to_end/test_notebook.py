@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -35,8 +36,8 @@ def test_it_runs_in_any_folder(notebook, tmp_path):
         "".join(out.get("text") or out.get("data", {}).get("text/plain", "") for out in cell.outputs) for cell in cells
     ]
     together = "\n".join(texts)
-    colour = texts[2].splitlines()[1].removeprefix("What color is the shape? ")
-    assert colour in texts[1]  # the caption and the answer name the same colour
+    colour = re.search(r"What color is the shape\? (\w+)", texts[2]).group(1)
+    assert f"{colour} " in texts[1]  # the caption and the answer name the same colour
     assert "3 turns here, 4 in the branch" in together
     assert "trained: ['llama_proj.weight', 'llama_proj.bias']" in together
     losses = [float(loss) for loss in together.split("nats per token: ")[1].split(" -> ")]
