@@ -83,7 +83,7 @@ class Replies:
 
     def _grow(self, answers: Iterator[str], shown: Shown, visit: Visit, asked: Message | None) -> Iterator[Step]:
         """Show the answer as it grows; where there can be none, give the question back."""
-        yield _busy(), [*shown, _said(" ")], visit
+        yield _busy(), [*shown, _said("…")], visit
         answer = ""
         try:
             for answer in answers:

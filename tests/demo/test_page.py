@@ -36,8 +36,10 @@ def picture(tmp_path: Path) -> Path:
 
 
 def upload(page, file: Path) -> None:
-    page.set_input_files("#message input[type=file]", [str(file)])
-    page.wait_for_selector("#message img, #message [aria-label='Remove Image'], #message .thumbnail-item")
+    with page.expect_file_chooser() as chooser:
+        page.click("#message [data-testid=upload-button]")
+    chooser.value.set_files([str(file)])
+    page.wait_for_selector(f"#message img, #message [aria-label*='{file.name}']")
 
 
 def ask(page, text: str) -> None:
