@@ -5,13 +5,9 @@ Input: a loaded model, its name, an address. Output: a served page. Gradio is im
 
 from __future__ import annotations
 
-import logging
-
 from minigpt4.chat.session import Chat
 from minigpt4.checkpoints.assemble import LoadedModel, check_files
-from minigpt4.errors import MissingDependencyError
-
-_log = logging.getLogger(__name__)
+from minigpt4.errors import MissingDependencyError, ServerError
 
 
 def serve_page(loaded: LoadedModel, name: str, *, host: str, port: int, share: bool) -> None:
@@ -20,6 +16,7 @@ def serve_page(loaded: LoadedModel, name: str, *, host: str, port: int, share: b
     Raises:
         MissingDependencyError: gradio is not installed.
         ConfigError: an example image is missing.
+        ServerError: the address cannot be had.
     """
     try:
         from minigpt4.demo.page import build_page, launch
@@ -29,4 +26,7 @@ def serve_page(loaded: LoadedModel, name: str, *, host: str, port: int, share: b
         raise MissingDependencyError("gradio", "the demo page", "demo") from error
     check_files(loaded.config, "demo")
     chat = Chat(loaded)
-    launch(build_page(chat, name), chat, host=host, port=port, share=share)
+    try:
+        launch(build_page(chat, name), chat, host=host, port=port, share=share)
+    except OSError as error:
+        raise ServerError(f"cannot serve the page on {host} port {port}: {error}") from error
