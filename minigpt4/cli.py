@@ -125,8 +125,7 @@ def demo(arguments: argparse.Namespace) -> None:
     """Verb `demo`, and `demo.py`: a chat page in the browser."""
     from minigpt4.demo.start import serve_page
 
-    loaded, name = _load_to_serve(arguments)
-    serve_page(loaded, name, host=arguments.host, port=arguments.port, share=arguments.share)
+    serve_page(lambda: _load_to_serve(arguments), host=arguments.host, port=arguments.port, share=arguments.share)
 
 
 def _load_to_serve(arguments: argparse.Namespace) -> tuple[LoadedModel, str]:

@@ -1,17 +1,19 @@
 """Starting the page: what has to be there before it is built.
 
-Input: a loaded model, its name, an address. Output: a served page. Gradio is imported only here and behind here.
+Input: how to load the model, an address. Output: a served page. Gradio is imported only here and behind here.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from minigpt4.chat.session import Chat
 from minigpt4.checkpoints.assemble import LoadedModel, check_files
 from minigpt4.errors import MissingDependencyError, ServerError
 
 
-def serve_page(loaded: LoadedModel, name: str, *, host: str, port: int, share: bool) -> None:
-    """Serve the page of the model called `name` until interrupted.
+def serve_page(load: Callable[[], tuple[LoadedModel, str]], *, host: str, port: int, share: bool) -> None:
+    """Serve the page of the model that `load` loads and names, until interrupted.
 
     Raises:
         MissingDependencyError: gradio is not installed.
@@ -24,6 +26,7 @@ def serve_page(loaded: LoadedModel, name: str, *, host: str, port: int, share: b
         if error.name != "gradio":
             raise
         raise MissingDependencyError("gradio", "the demo page", "demo") from error
+    loaded, name = load()
     check_files(loaded.config, "demo")
     chat = Chat(loaded)
     try:

@@ -175,12 +175,11 @@ def test_only_this_machine_is_served_and_no_endpoint_is_listed(address):
 def test_a_taken_port_is_one_message(address, loaded):
     place = urlsplit(address)
     with pytest.raises(ServerError, match=f"cannot serve the page on 127.0.0.1 port {place.port}"):
-        serve_page(loaded, "tiny", host="127.0.0.1", port=place.port, share=False)
+        serve_page(lambda: (loaded, "tiny"), host="127.0.0.1", port=place.port, share=False)
 
 
 def test_without_the_extra_the_message_names_it():
     code = "import sys; sys.modules['gradio'] = None\nfrom minigpt4.cli import main\nsys.exit(main(['demo']))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[-1].endswith("pip install 'minigpt4[demo]'")
-    assert "Traceback" not in done.stderr
+    assert done.stderr == "error: the demo page needs the package 'gradio': pip install 'minigpt4[demo]'\n"
