@@ -29,13 +29,7 @@ def watch(loaded: LoadedModel) -> Iterator[tuple[list[Tensor], list[int]]]:
     model = loaded.model.language_model.model
     hooks = [
         model.get_output_embeddings().register_forward_hook(lambda m, a, out: logits.append(out[0, -1].clone())),
-        model.get_input_embeddings().register_forward_hook(lambda m, a, out: None),
-        model.model.register_forward_pre_hook(
-            lambda m, a, kw: fed.append(
-                (kw["inputs_embeds"] if kw.get("input_ids") is None else kw["input_ids"]).shape[1]
-            ),
-            with_kwargs=True,
-        ),
+        model.model.layers[0].self_attn.q_proj.register_forward_pre_hook(lambda m, args: fed.append(args[0].shape[1])),
     ]
     yield logits, fed
     for hook in hooks:

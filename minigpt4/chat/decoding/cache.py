@@ -81,7 +81,8 @@ class RowCache(Cache):
         super().__init__(layer_class_to_replicate=BufferLayer)
 
     @property
-    def _buffers(self) -> list[BufferLayer]:
+    def buffers(self) -> list[BufferLayer]:
+        """One buffer per layer of the model, once something was fed."""
         return cast(list[BufferLayer], self.layers)
 
     @property
@@ -91,27 +92,27 @@ class RowCache(Cache):
 
     def cut(self, length: int) -> None:
         """Forget all but the first `length` columns."""
-        for layer in self._buffers:
+        for layer in self.buffers:
             layer.length = min(layer.length, length)
 
     def copy(self) -> RowCache:
         """Return a cache of its own with the same content."""
         other = RowCache()
-        for layer in self._buffers:
+        for layer in self.buffers:
             other.layers.append(BufferLayer())
-            other._buffers[-1].hold(*layer.filled())
+            other.buffers[-1].hold(*layer.filled())
         return other
 
     def keep(self, rows: Sequence[int], first_column: int = 0) -> None:
         """Keep only these rows, and only the columns from `first_column` on."""
-        for layer in self._buffers:
+        for layer in self.buffers:
             keys, values = layer.filled(first_column)
             index = torch.tensor(rows, device=keys.device)
             layer.hold(keys.index_select(0, index), values.index_select(0, index))
 
     def join(self, other: RowCache) -> None:
         """Append the rows of another cache; whichever is shorter gets padding on the left."""
-        for layer, more in zip(self._buffers, other._buffers, strict=True):
+        for layer, more in zip(self.buffers, other.buffers, strict=True):
             (keys, values), (more_keys, more_values) = layer.filled(), more.filled()
             layer.hold(_stack(keys, more_keys), _stack(values, more_values))
 

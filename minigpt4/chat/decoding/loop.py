@@ -18,6 +18,7 @@ from torch import Tensor
 from minigpt4.chat.answer import Answer
 from minigpt4.chat.decoding.cache import RowCache, check_cacheable
 from minigpt4.chat.decoding.choice import TokenChoice, check_usable
+from minigpt4.chat.decoding.llama import is_plain_llama, llama_step
 from minigpt4.errors import DecodingError
 from minigpt4.models.language_model import LanguageModel
 
@@ -38,6 +39,7 @@ class Decoder:
         self._choices: list[TokenChoice] = []
         self._padding: list[int] = []
         self._cache = RowCache()
+        self._is_llama = is_plain_llama(self.model)
         # transformers renamed the argument in 5.2x; the old name still works, through a slower wrapper.
         known = inspect.signature(self.model.forward).parameters
         self._cache_argument = "cache" if "cache" in known else "past_key_values"
@@ -102,14 +104,18 @@ class Decoder:
         start, end = cache.length, cache.length + given.shape[1]
         columns = torch.arange(end, device=given.device)
         lacking = torch.tensor(padding, device=given.device).unsqueeze(1)
-        arguments: dict[str, Any] = {self._cache_argument: cache, "use_cache": True, "logits_to_keep": 1}
+        mask = columns >= lacking if any(padding) else None
+        positions = (columns[start:] - lacking).clamp(min=0)
         with self.lock:
+            if self._is_llama and "input_ids" in inputs:
+                return llama_step(self.model, cache, given, positions, mask).float()
+            arguments: dict[str, Any] = {self._cache_argument: cache, "use_cache": True, "logits_to_keep": 1}
             return (
                 self.model(
                     **inputs,
                     **arguments,
-                    attention_mask=(columns >= lacking).long() if any(padding) else None,
-                    position_ids=(columns[start:] - lacking).clamp(min=0),
+                    attention_mask=None if mask is None else mask.long(),
+                    position_ids=positions,
                 )
                 .logits[:, -1]
                 .float()
