@@ -5,6 +5,7 @@ Input: what the page holds for this visitor: messages, `Visit`, the sliders. Out
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from minigpt4.chat.session import Chat
 from minigpt4.demo.visit import DESCRIBE, Visit
 from minigpt4.errors import MiniGPT4Error
 
+_log = logging.getLogger(__name__)
 Message = dict[str, Any]
 Shown = list[Message]
 Step = tuple[Any, Any, Visit]
@@ -88,8 +90,11 @@ class Replies:
         try:
             for answer in answers:
                 yield gr.skip(), [*shown, _said(answer)], visit
-        except MiniGPT4Error as error:
-            gr.Warning(str(error), title="This cannot be answered")
+        except Exception as error:  # also what a device raises: the page must take the next question
+            if not isinstance(error, MiniGPT4Error):
+                _log.exception("an answer failed")
+            told = str(error) if isinstance(error, MiniGPT4Error) else "The model failed on this; the log says why."
+            gr.Warning(told, title="This cannot be answered")
             yield _idle(asked), shown[:-1] if asked else shown, visit
             return
         if visit.forgotten_turns:
