@@ -19,7 +19,7 @@ from minigpt4.errors import MiniGPT4Error
 _log = logging.getLogger(__name__)
 Message = dict[str, Any]
 Shown = list[Message]
-Step = tuple[Any, Any, Visit]
+Step = tuple[Any, Any, Visit | None]
 """What a handler gives back: the text box, the messages, the visit."""
 
 
@@ -37,9 +37,11 @@ class Replies:
         visit = visit or Visit(self._chat)
         text, files = message["text"].strip(), message["files"]
         if not text and not files:
+            yield gr.skip(), gr.skip(), visit  # without a step Gradio would empty everything
             return
         if visit.is_answering:
             gr.Info("The last question is still being answered: stop it first.")
+            yield gr.skip(), gr.skip(), visit
             return
         try:
             images = visit.open(files)
@@ -61,6 +63,7 @@ class Replies:
         """Answer the last question once more."""
         if visit is None or not visit.has_begun or visit.is_answering:
             gr.Info("There is no complete answer to regenerate.")
+            yield gr.skip(), gr.skip(), visit
             return
         while shown and shown[-1]["role"] == "assistant":
             shown = shown[:-1]
