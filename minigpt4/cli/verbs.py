@@ -66,7 +66,7 @@ def serve(arguments: argparse.Namespace) -> None:
     from minigpt4.server.start import serve as start
 
     start(
-        lambda: (_load(arguments), _name_of(arguments)),
+        lambda: _load_to_serve(arguments),
         host=arguments.host,
         port=arguments.port,
         key_file=arguments.api_key_file,
@@ -77,7 +77,7 @@ def demo(arguments: argparse.Namespace) -> None:
     """Verb `demo`, and `demo.py`: a chat page in the browser."""
     from minigpt4.demo.start import serve_page
 
-    serve_page(_load(arguments), _name_of(arguments), host=arguments.host, port=arguments.port, share=arguments.share)
+    serve_page(lambda: _load_to_serve(arguments), host=arguments.host, port=arguments.port, share=arguments.share)
 
 
 def _load(arguments: argparse.Namespace) -> LoadedModel:
@@ -89,9 +89,9 @@ def _load(arguments: argparse.Namespace) -> LoadedModel:
     return load_model(arguments.cfg_path, options=arguments.options, device=arguments.device)
 
 
-def _name_of(arguments: argparse.Namespace) -> str:
-    """Return what people are told the model is called."""
-    return Path(arguments.cfg_path).stem
+def _load_to_serve(arguments: argparse.Namespace) -> tuple[LoadedModel, str]:
+    """Return the model that `--cfg-path` names, and how it is called."""
+    return _load(arguments), Path(arguments.cfg_path).stem
 
 
 def fetch_mini() -> None:

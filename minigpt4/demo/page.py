@@ -18,6 +18,10 @@ from minigpt4.demo.section import DemoSection
 
 STYLE = Path(__file__).with_name("page.css")
 NOTE = "Answers are generated and may be wrong. Images and questions stay on the machine that serves this page."
+NOT_DESCRIBED = (
+    "What this model can and cannot do was not written down (`demo.about` of its config). It may well describe things "
+    "that are not in the image."
+)
 KEPT_SECONDS = 3600
 """How long uploads and conversations outlive their last use."""
 VISITS_KEPT = 200
@@ -26,6 +30,8 @@ MAX_UPLOAD = "20mb"
 FONT = ("system-ui", "sans-serif")
 MONO = ("ui-monospace", "monospace")
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+ANSWERING: dict[str, Any] = {**HIDDEN, "concurrency_id": "answers"}
+"""One queue for all ways to ask."""
 
 
 def build_page(chat: Chat, name: str) -> gr.Blocks:
@@ -52,16 +58,15 @@ def build_page(chat: Chat, name: str) -> gr.Blocks:
                     again = gr.Button("Regenerate", elem_id="again", size="sm", min_width=100)
                     clear = gr.Button("Clear", elem_id="clear", size="sm", min_width=100)
             with gr.Column(scale=1, min_width=260):
-                if section.about:
-                    gr.Markdown(section.about, elem_id="about")
+                gr.Markdown(section.about or NOT_DESCRIBED, elem_id="about")
                 sliders = _sliders(chat)
         gr.Markdown(NOTE, elem_id="note")
         replies = Replies(chat, list(sliders), examples)
         holds, gives = [shown, visit, *sliders.values()], [box, shown, visit]
         running: list[Any] = [
-            box.submit(replies.send, [box, *holds], gives, **HIDDEN),
-            shown.example_select(replies.send_example, holds, gives, **HIDDEN),
-            again.click(replies.regenerate, holds, gives, **HIDDEN),
+            box.submit(replies.send, [box, *holds], gives, **ANSWERING),
+            shown.example_select(replies.send_example, holds, gives, **ANSWERING),
+            again.click(replies.regenerate, holds, gives, **ANSWERING),
         ]
         box.stop(replies.stop, [shown], [box, shown], cancels=running, queue=False, **HIDDEN)
         for cleared in (clear.click, shown.clear):

@@ -5,6 +5,7 @@ Input: what the page holds for this visitor: messages, `Visit`, the sliders. Out
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterator
 from typing import Any
@@ -15,9 +16,10 @@ from minigpt4.chat.session import Chat
 from minigpt4.demo.visit import DESCRIBE, Visit
 from minigpt4.errors import MiniGPT4Error
 
+_log = logging.getLogger(__name__)
 Message = dict[str, Any]
 Shown = list[Message]
-Step = tuple[Any, Any, Visit]
+Step = tuple[Any, Any, Visit | None]
 """What a handler gives back: the text box, the messages, the visit."""
 
 
@@ -35,9 +37,11 @@ class Replies:
         visit = visit or Visit(self._chat)
         text, files = message["text"].strip(), message["files"]
         if not text and not files:
+            yield gr.skip(), gr.skip(), visit  # without a step Gradio would empty everything
             return
         if visit.is_answering:
             gr.Info("The last question is still being answered: stop it first.")
+            yield gr.skip(), gr.skip(), visit
             return
         try:
             images = visit.open(files)
@@ -59,6 +63,7 @@ class Replies:
         """Answer the last question once more."""
         if visit is None or not visit.has_begun or visit.is_answering:
             gr.Info("There is no complete answer to regenerate.")
+            yield gr.skip(), gr.skip(), visit
             return
         while shown and shown[-1]["role"] == "assistant":
             shown = shown[:-1]
@@ -83,13 +88,16 @@ class Replies:
 
     def _grow(self, answers: Iterator[str], shown: Shown, visit: Visit, asked: Message | None) -> Iterator[Step]:
         """Show the answer as it grows; where there can be none, give the question back."""
-        yield _busy(), [*shown, _said(" ")], visit
+        yield _busy(), [*shown, _said("…")], visit
         answer = ""
         try:
             for answer in answers:
                 yield gr.skip(), [*shown, _said(answer)], visit
-        except MiniGPT4Error as error:
-            gr.Warning(str(error), title="This cannot be answered")
+        except Exception as error:  # also what a device raises: the page must take the next question
+            if not isinstance(error, MiniGPT4Error):
+                _log.exception("an answer failed")
+            told = str(error) if isinstance(error, MiniGPT4Error) else "The model failed on this; the log says why."
+            gr.Warning(told, title="This cannot be answered")
             yield _idle(asked), shown[:-1] if asked else shown, visit
             return
         if visit.forgotten_turns:

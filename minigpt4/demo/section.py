@@ -22,7 +22,7 @@ class DemoSection:
     """What a visitor is told about the model."""
 
     about: str = ""
-    """What the model can and cannot do, in Markdown; empty: only that its answers may be wrong."""
+    """What the model can and cannot do, in Markdown; empty: the page says that nobody wrote it down."""
     examples: tuple[DemoExample, ...] = ()
     """Examples on the empty page."""
     visitors: int = 4

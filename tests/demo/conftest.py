@@ -10,7 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from minigpt4.checkpoints.assemble import load_model
+from minigpt4.chat.session import Chat
+from minigpt4.checkpoints.assemble import LoadedModel, load_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-dev-shm-usage"]
@@ -18,12 +19,8 @@ ABOUT = "It answers with noise."
 
 
 @pytest.fixture(scope="session")
-def address(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A page whose model is tiny, random, and talks for long."""
-    gradio = pytest.importorskip("gradio")
-    from minigpt4.chat.session import Chat
-    from minigpt4.demo.page import build_page, launch
-
+def loaded(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A model that is tiny, random, and talks for long."""
     folder = tmp_path_factory.mktemp("page")
     Image.new("RGB", (40, 40), "red").save(folder / "example.png")
     vision = {"type": "eva_vit_g", "weights": "random", "image_size": 28, "patch_size": 7}
@@ -42,11 +39,19 @@ def address(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     }
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(values))
-    chat = Chat(load_model(file, device="cpu"))
+    return load_model(file, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def address(loaded: LoadedModel) -> Iterator[str]:
+    """The page of the model, served in a thread."""
+    pytest.importorskip("gradio")
+    from minigpt4.demo.page import build_page, launch
+
+    chat = Chat(loaded)
     page = build_page(chat, "tiny")
     yield launch(page, chat, host="127.0.0.1", port=None, share=False, wait=False)
     page.close()
-    gradio.close_all()
 
 
 @pytest.fixture(scope="session")

@@ -86,8 +86,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_carries_configs_prompts_and_the_mini_checkpoint(wheel):
     inside = zipfile.ZipFile(wheel).namelist()
-    for name in ("configs/mini_stage1.yaml", "prompts/alignment.txt", "eval_configs/mini/model.safetensors"):
+    examples = [example.image.removeprefix("shipped:") for example in load_config("mini").demo.examples]
+    assert examples
+    for name in ("configs/mini_stage1.yaml", "prompts/alignment.txt", "eval_configs/mini/model.safetensors", *examples):
         assert f"minigpt4/shipped/{name}" in inside
+    assert "minigpt4/demo/page.css" in inside
     assert not [name for name in inside if name.startswith(("tests/", "configs/"))]
 
 

@@ -59,9 +59,9 @@ def load(tiny_file: Path) -> Callable[..., LoadedModel]:
 
 
 @contextmanager
-def running(loaded: LoadedModel, key: str = "") -> Iterator[tuple[Service, str]]:
+def running(loaded: LoadedModel, key: str = "", name: str = "tiny") -> Iterator[tuple[Service, str]]:
     """Serve a model in a thread; give the service and its address."""
-    service = Service(loaded, "tiny", key)
+    service = Service(loaded, name, key)
     with bind("127.0.0.1", 0) as listener:
         config = uvicorn.Config(service.app(), log_config=None, ws="none", timeout_graceful_shutdown=5)
         server = uvicorn.Server(config)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 import pytest
+from PIL import Image
 
+from minigpt4 import load_model
 from minigpt4.assets import expand, is_cached
 from minigpt4.chat.engine import Engine, Prompt
 from minigpt4.chat.section import ChatSection
 from minigpt4.config.paths import shipped
 from minigpt4.conversation.dialogue import Dialogue, Turn
-from tests.server.conftest import about, client_of, data_uri, noise, running
+from tests.server.conftest import about, client_of, noise, running
 
+ROOT = Path(__file__).resolve().parents[2]
 TEXT = {"role": "user", "content": "What is this?"}
 
 
@@ -125,32 +132,29 @@ def test_thirty_two_clients_get_their_own_answers(served, engine):
 
 
 @pytest.mark.skipif(not all(is_cached(name) for name in expand("mini")), reason="the mini model is not fetched")
-def test_the_mini_model_sees_what_each_client_shows():
-    from minigpt4 import load_model
-
+def test_the_mini_model_sees_what_each_client_shows_and_the_readme_tells_how(capsys, monkeypatch):
     shapes = {"red_triangle": "red", "blue_circle": "blue", "green_rectangle": "green", "yellow_circle": "yellow"}
-    files = {name: shipped("eval_configs", "mini", "examples", f"{name}.png") for name in shapes}
 
-    from PIL import Image
+    with running(load_model("mini", device="cpu"), name="mini") as (_, address):
 
-    with running(load_model("mini", device="cpu")) as (_, address), ThreadPoolExecutor(4) as people:
+        def ask(shape: str) -> str:
+            image = Image.open(shipped("eval_configs", "mini", "examples", f"{shape}.png"))
+            asked = {"model": "mini", "messages": [about(image, "What colour is the shape?")]}
+            return client_of(address).chat.completions.create(**asked).choices[0].message.content
 
-        def ask(name: str) -> str:
-            message = about(Image.open(files[name]), "What colour is the shape?")
-            reply = client_of(address).chat.completions.create(model="tiny", messages=[message])
-            return reply.choices[0].message.content
-
-        assert list(people.map(ask, shapes)) == list(shapes.values())
+        with ThreadPoolExecutor(4) as people:
+            assert list(people.map(ask, shapes)) == list(shapes.values())
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+        (example,) = [block for block in blocks if "from openai" in block]
+        monkeypatch.chdir(ROOT)
+        exec(example.replace("http://127.0.0.1:8000/v1", address), {})
+    assert capsys.readouterr().out == "red"
 
 
 def test_a_data_address_of_any_image_type(client, engine):
-    import base64
-    import io
-
     buffer = io.BytesIO()
     noise(1).save(buffer, "WEBP", lossless=True)
     url = f"data:image/webp;charset=utf-8;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     part = {"type": "image_url", "image_url": {"url": url, "detail": "low"}}
     reply = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": [part]}])
     assert reply.choices[0].message.content == own_answer(engine, ("<ImageHere>",), images=[noise(1)])
-    assert data_uri(noise(1)) != url

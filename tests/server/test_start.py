@@ -54,16 +54,16 @@ def test_a_taken_port_is_said_before_the_model_is_loaded(tmp_path, capsys):
         port = taken.getsockname()[1]
         assert main(["serve", "--cfg-path", str(tmp_path / "gone.yaml"), "--port", str(port)]) == 1
     assert f"cannot listen on 127.0.0.1 port {port}: " in capsys.readouterr().err
-    for host, port in (("127.0.0.1", 70_000), ("no.such.host.invalid", 0)):
+    for host in ("no.such.host.invalid", "8.8.8.8"):
         with pytest.raises(ServerError, match=f"cannot listen on {host}"):
-            bind(host, port)
+            bind(host, 0)
 
 
 def test_a_key_from_a_file_or_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     file = tmp_path / "key"
     assert read_key("") == ""
-    monkeypatch.setenv(KEY_VARIABLE, "of the environment".replace(" ", "-"))
+    monkeypatch.setenv(KEY_VARIABLE, "of-the-environment")
     assert read_key("") == "of-the-environment"
     file.write_text(" of-the-file\n")
     assert read_key(str(file)) == "of-the-file"
