@@ -20,7 +20,7 @@ quickstart: $(VENV)/.installed assets
 	$(BIN)/python -m minigpt4 chat --options model.init_from=output/mini_stage2/checkpoints/latest --image "$$($(BIN)/python -m minigpt4 assets easy-vqa --path)/test/images/7.png" --question "Describe this image in detail."
 
 test: $(VENV)/.installed assets
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

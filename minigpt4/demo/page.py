@@ -100,7 +100,12 @@ def headline(chat: Chat, name: str) -> str:
     """Return the line that says which model speaks: name, checkpoint, template, device."""
     loaded = chat.engine.loaded
     manifest = loaded.manifest
-    trained = f"checkpoint at step {manifest.step:,} of {manifest.total_steps:,}" if manifest else "not trained"
+    if manifest is None:
+        trained = "not trained"
+    elif manifest.total_steps:
+        trained = f"checkpoint at step {manifest.step:,} of {manifest.total_steps:,}"
+    else:
+        trained = "released checkpoint"  # those files do not tell their steps
     template, device = loaded.config.conversation.template, loaded.model.device.type
     return f"Model **{name}** · {trained} · template `{template}` · on {device}"
 
