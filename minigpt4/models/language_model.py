@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTraine
 
 from minigpt4.assets import resolve
 from minigpt4.batch import Batch
+from minigpt4.devices import fast_dtype
 from minigpt4.errors import ConfigError, MissingDependencyError, WeightsError
 from minigpt4.models.splice import structured_mask
 from minigpt4.registry import path_field
@@ -46,8 +47,8 @@ class LanguageModelConfig:
 
     path: str = path_field()
     """Folder with config.json, weights and tokenizer; or a GGUF file; or `asset:NAME`."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Precision in which the weights are held."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"
+    """Precision in which the weights are held; `auto` is bfloat16 where this machine is fast at it, else float32."""
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention kernel; `auto` is transformers' choice for the architecture."""
     lora: LoraConfig = LoraConfig()
@@ -229,7 +230,7 @@ def load_causal_lm(path: Path, dtype: str, attn_implementation: str = "auto") ->
     Raises:
         WeightsError: it cannot be loaded, or tensors are missing.
     """
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    options: dict[str, Any] = {"dtype": fast_dtype() if dtype == "auto" else getattr(torch, dtype)}
     if attn_implementation != "auto":
         options["attn_implementation"] = attn_implementation
     folder = path

@@ -24,7 +24,7 @@ from minigpt4.models.vision import VisionEncoder
 from minigpt4.registry import path_field
 from minigpt4.weights import RANDOM, load_strict, read_tensors
 
-WHITENING_FLOOR = 1e-6
+WHITENING_FLOOR = 1e-3
 """Added to every variance before whitening, in units of the largest one."""
 _TEXT_BRANCH = re.compile(r"qformer\.(embeddings\.(word|position)_|encoder\.layer\.\d+\.(intermediate|output)\.)")
 
@@ -182,12 +182,20 @@ class PoolConfig:
     """Rows and columns of the grid; Q is its square."""
     position_features: bool = True
     """Append a one-hot of the cell to its features, so that `llama_proj` has a bias of its own for each cell."""
+    whiten: bool = False
+    """Decorrelate the features by their statistics over training images, taken once before the first step. A fixed
+    linear map, so nothing new can be expressed; but what varies little, such as colour beside shape, is learnt far
+    sooner."""
+    scale: float = 1.0
+    """Factor on all features; below 1 a fresh `llama_proj` starts no louder than the token embeds around it."""
 
 
 class Pool(Resampler):
     """Grid pooling: each cell's mean, layer-normalised, so that its scale does not depend on the encoder."""
 
     Config = PoolConfig
+    mean: Tensor
+    whitening: Tensor
 
     def __init__(self, config: PoolConfig, vision_encoder: VisionEncoder) -> None:
         super().__init__()
@@ -199,8 +207,13 @@ class Pool(Resampler):
         self.patch_grid = vision_encoder.grid
         self.cells = config.grid
         self.position_features = config.position_features
+        self.scale = config.scale
         self.num_query_tokens = config.grid**2
         self.feature_dim = width + (self.num_query_tokens if config.position_features else 0)
+        if config.whiten:
+            self.calibrated = ("mean", "whitening")
+            self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("whitening", torch.eye(width))
 
     @classmethod
     def from_config(cls, config: PoolConfig, vision_encoder: VisionEncoder) -> Pool:
@@ -209,89 +222,30 @@ class Pool(Resampler):
 
     def forward(self, patch_features: Tensor) -> Tensor:
         """Return `query_features` (I, grid * grid, Dv [+ Q]), float32, cells row by row."""
-        images, _, width = patch_features.shape
-        maps = patch_features[:, self.prefix :].transpose(1, 2).reshape(images, width, *self.patch_grid).float()
-        cells = F.layer_norm(F.adaptive_avg_pool2d(maps, self.cells).flatten(2).transpose(1, 2), (width,))
+        cells = self._cells(patch_features)
+        images, _, width = cells.shape
+        if self.calibrated:
+            with torch.autocast(cells.device.type, enabled=False):  # it lifts small differences, which must be exact
+                cells = (cells - self.mean) @ self.whitening
         if not self.position_features:
-            return cells
+            return self.scale * cells
         # As long as a feature vector, or the cell's bias would learn that much slower than its features.
         places = math.sqrt(width) * torch.eye(self.num_query_tokens, device=cells.device, dtype=cells.dtype)
-        return torch.cat([cells, places.expand(images, -1, -1)], dim=-1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrefixConfig:
-    """A visual prefix: every image token made from the whole image; for small encoders and simple pictures."""
-
-    num_query_tokens: int = 16
-    """Q."""
-    components: int = 128
-    """Principal directions of the images' mean features that are kept, each brought to variance 1."""
-    scale: float = 0.2
-    """Factor on all features; a fresh `llama_proj` should start no louder than the token embeds around it."""
-
-    def __post_init__(self) -> None:
-        """Refuse what makes no token."""
-        if min(self.num_query_tokens, self.components) < 1:
-            raise ValueError("num_query_tokens and components must be at least 1")
-
-
-class Prefix(Resampler):
-    """The mean of an image's patches, whitened, in a slot of its own for each query token.
-
-    So one linear layer makes Q different tokens of one global feature, each with a bias of its own: the visual prefix
-    of Frozen (Tsimpoukelli et al. 2021, section 3.1). The principal directions are taken once from training images,
-    without their texts: a fixed linear map, after which what varies little, such as colour beside shape, is learnt as
-    soon as the rest.
-    """
-
-    Config = PrefixConfig
-    calibrated = ("mean", "directions")
-    mean: Tensor
-    directions: Tensor
-
-    def __init__(self, config: PrefixConfig, vision_encoder: VisionEncoder) -> None:
-        super().__init__()
-        width = vision_encoder.feature_dim
-        if config.components > width:
-            raise ConfigError(f"model.resampler.components: {config.components} of a feature that is {width} wide")
-        self.settings = identity_settings(config)
-        self.components = config.components
-        self.scale = config.scale
-        self.num_query_tokens = config.num_query_tokens
-        self.feature_dim = config.num_query_tokens * (config.components + 1)
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("directions", torch.eye(width, config.components))
-
-    @classmethod
-    def from_config(cls, config: PrefixConfig, vision_encoder: VisionEncoder) -> Prefix:
-        """Build for the encoder's patch width."""
-        return cls(config, vision_encoder)
-
-    def forward(self, patch_features: Tensor) -> Tensor:
-        """Return `query_features` (I, Q, Q * (components + 1)), float32; token n is zero outside its slot n."""
-        with torch.autocast(patch_features.device.type, enabled=False):  # small differences are lifted: be exact
-            found = (_mean_feature(patch_features) - self.mean) @ self.directions
-        # The constant is as long as the features, or a token's bias would learn that much slower.
-        constant = found.new_full((len(found), 1), math.sqrt(self.components))
-        slots = torch.eye(self.num_query_tokens, device=found.device, dtype=found.dtype)
-        spread = slots[None, :, :, None] * torch.cat([found, constant], dim=1)[:, None, None, :]
-        return self.scale * spread.flatten(2)
+        return self.scale * torch.cat([cells, places.expand(images, -1, -1)], dim=-1)
 
     @torch.no_grad()
     def calibrate(self, patch_features: Tensor) -> None:
-        """Set mean and whitening from training images; directions that hardly vary are damped, not blown up."""
-        found = _mean_feature(patch_features).cpu()  # some accelerators have no eigenvalues
-        mean = found.mean(0)
-        centred = found - mean
-        variances, directions = torch.linalg.eigh(centred.T @ centred / len(centred))  # in ascending order
-        kept = variances.flip(0)[: self.components].clamp(min=0)
+        """Set mean and ZCA whitening from training images; directions that hardly vary are damped, not blown up."""
+        cells = self._cells(patch_features).flatten(0, 1).cpu()  # some accelerators have no eigenvalues
+        mean = cells.mean(0)
+        centred = cells - mean
+        variances, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
+        scale = (variances.clamp(min=0) + WHITENING_FLOOR * variances.max()).rsqrt()
         self.mean.copy_(mean)
-        self.directions.copy_(
-            directions.flip(1)[:, : self.components] * (kept + WHITENING_FLOOR * variances.max()).rsqrt()
-        )
+        self.whitening.copy_(directions @ torch.diag(scale) @ directions.T)
 
-
-def _mean_feature(patch_features: Tensor) -> Tensor:
-    """Return the layer-normalised mean (I, Dv) of the patches (I, P, Dv), class token included, in float32."""
-    return F.layer_norm(patch_features.float().mean(1), patch_features.shape[-1:])
+    def _cells(self, patch_features: Tensor) -> Tensor:
+        """Return the layer-normalised mean of each cell (I, grid * grid, Dv)."""
+        images, _, width = patch_features.shape
+        maps = patch_features[:, self.prefix :].transpose(1, 2).reshape(images, width, *self.patch_grid).float()
+        return F.layer_norm(F.adaptive_avg_pool2d(maps, self.cells).flatten(2).transpose(1, 2), (width,))

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import BloomConfig, BloomForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
 
 from minigpt4.datasets.collate import collate
+from minigpt4.devices import choose_device
 from minigpt4.errors import ConfigError, MissingDependencyError, WeightsError
 from minigpt4.models.language_model import LanguageModel, LanguageModelConfig, LoraConfig
 from tests.models import parts
@@ -149,3 +150,10 @@ def test_merged_tensors_are_the_model_with_its_adapters_in_it():
         assert not torch.allclose(bare(input_ids=ids).logits, wanted, **CLOSE)
         bare.load_state_dict(dict(llm.merged_tensors()))  # strict: the very names of the bare model
         torch.testing.assert_close(bare(input_ids=ids).logits, wanted, **CLOSE)
+
+
+def test_auto_holds_the_weights_in_the_precision_that_is_fast_here(tmp_path):
+    parts.language_model().model.save_pretrained(tmp_path)
+    loaded = LanguageModel.from_config(LanguageModelConfig(path=str(tmp_path), dtype="auto"))
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512") or choose_device().type != "cpu"
+    assert loaded.dtype == (torch.bfloat16 if wide else torch.float32)
