@@ -60,17 +60,25 @@ def wait_for_answer(page, number: int) -> str:
     return answers(page)[number - 1]
 
 
+WATCH = """() => {
+    window.lengths = new Set();
+    new MutationObserver(() => {
+        for (const answer of document.querySelectorAll("#chat [data-testid=bot]"))
+            window.lengths.add(answer.innerText.length);
+    }).observe(document.body, {childList: true, subtree: true, characterData: true});
+}"""
+"""Notes, within the page, every length that an answer has while it grows: a look from outside may come too late."""
+
+
 def test_upload_ask_watch_and_ask_again(visit, picture):
     page = visit()
     assert re.search(r"Model tiny · not trained · template vicuna_v0 · on cpu", page.inner_text("#head"))
     assert ABOUT in page.inner_text("#about")
     upload(page, picture)
+    page.evaluate(WATCH)
     ask(page, "What is this?")
-    page.wait_for_selector(STOP)
-    lengths = set()
-    while page.locator(STOP).count():
-        lengths |= {len(text) for text in answers(page)}
     first = wait_for_answer(page, 1)
+    lengths = page.evaluate("() => [...window.lengths]")
     assert len(lengths) > 3, lengths
     assert page.locator("#chat [data-testid=user] img").count() == 1
     assert page.input_value("#message textarea") == ""
