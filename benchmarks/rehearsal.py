@@ -3,8 +3,8 @@
 Writes the files of `rehearsal_files.py` (EVA-ViT-g, Q-Former, a 7B LLaMA in bf16: 16 GB) into FOLDER unless they are
 there, and one shard of images. Then `train.py --cfg-path configs/stage1_pretrain.yaml` for a few steps and
 `python -m minigpt4 chat` run as processes of their own, whose peak resident memory is read when they have ended. A
-watcher ends them when the machine has less than 1.5 GiB left. Weights are random: times and memory are real, words are
-not, and the warning that the language model is guessing is right.
+watcher ends them when the machine has less than 1.5 GiB left. Weights are random: times and memory are real, losses and
+words are not.
 """
 
 from __future__ import annotations
@@ -117,27 +117,33 @@ def rehearse_chat(arguments: argparse.Namespace, model: Sequence[str], start: Pa
 
 
 def time_chat(output: str, image: str, *options: str) -> None:
-    """Load, ask, and write the seconds of loading and of the first token, and the tokens per second after it."""
-    import torch
+    """Load, ask, and write the seconds of loading and of the first token, and the tokens per second after it.
 
+    The first token counts from the image on: encoding it, and reading the prompt.
+    """
     from minigpt4 import load_model
-    from minigpt4.chat.decoding import decode, pad_left
+    from minigpt4.chat.answer import Answer
+    from minigpt4.chat.decoding.loop import Decoder
     from minigpt4.chat.engine import Engine, Prompt
     from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue, Turn
 
     started = time.monotonic()
     loaded = load_model(CHAT_CONFIG, options, device="cpu")
     ready = time.monotonic()
-    engine = Engine(loaded)
+    engine, settings = Engine(loaded), loaded.config.chat
     prompt = Prompt(Dialogue((Turn(f"{IMAGE_MARK} {QUESTION}"),)), engine.query_features([image]))
-    settings, llm = loaded.config.chat, loaded.model.language_model
-    with torch.inference_mode():
-        embeds, mask = pad_left([engine.embeds(prompt, settings.max_new_tokens)])
-        clock = [time.monotonic() for _ in decode(llm, embeds, mask, settings, lambda row, ids: False)]
+    answer = Answer(loaded.encoder, settings, end_ids=())  # as many tokens as asked for, whatever they are
+    decoder = Decoder(loaded.model.language_model)
+    decoder.join([answer], [engine.embeds(prompt, settings.max_new_tokens)])
+    first = time.monotonic()
+    while not decoder.is_idle:
+        decoder.step()
+    if len(answer.ids) < 2:
+        sys.exit(f"the answer ended after {len(answer.ids)} token(s) ({answer.text!r}): nothing to time")
     numbers = {
         "chat_load_seconds": round(ready - started, 1),
-        "chat_first_token_seconds": round(clock[0] - ready, 1),
-        "chat_tokens_per_second": round((len(clock) - 1) / (clock[-1] - clock[0]), 2),
+        "chat_first_token_seconds": round(first - ready, 1),
+        "chat_tokens_per_second": round((len(answer.ids) - 1) / (time.monotonic() - first), 2),
     }
     Path(output).write_text(json.dumps(numbers))
 
