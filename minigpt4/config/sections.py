@@ -21,7 +21,8 @@ class RunSection:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; `auto` takes the accelerator if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast precision; `auto` is bf16 on an accelerator that has it, fp32 elsewhere. fp16 needs one."""
+    """Autocast precision; `auto` is bf16 on an accelerator that has it, fp32 elsewhere. fp16 needs one. With fp32
+    nothing is cast: each part computes in the precision it is held in (`dtype` of its section)."""
     resume: bool = False
     """Go on from `checkpoints/latest` of `output_dir` if there is one."""
 

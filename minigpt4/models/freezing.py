@@ -1,11 +1,12 @@
 """What trains and what does not: declared by name, applied once, shown at start.
 
-Input: the model and the names under `model.trainable`. Output: `requires_grad` set everywhere, and the table of
-trainable and frozen parameters that the start-up block prints.
+Input: the model and the names under `model.trainable`. Output: `requires_grad` set everywhere, and the numbers and
+precisions of trainable and frozen parameters that the start-up block prints.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from torch import nn
@@ -50,3 +51,11 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
         size = parameter.numel()
         counts[part_of(name)] = (trainable + size, frozen) if parameter.requires_grad else (trainable, frozen + size)
     return counts
+
+
+def precisions(model: nn.Module) -> dict[str, str]:
+    """Return `{part: precisions}` in which the parameters are held, the one of most numbers first."""
+    held: dict[str, Counter[str]] = {}
+    for name, parameter in model.named_parameters():
+        held.setdefault(part_of(name), Counter())[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    return {part: ", ".join(dtype for dtype, _ in counts.most_common()) for part, counts in held.items()}

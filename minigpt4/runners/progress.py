@@ -11,7 +11,7 @@ from typing import Any
 
 from minigpt4.config.sections import RunSection
 from minigpt4.errors import TrainingError
-from minigpt4.models.freezing import count_parameters
+from minigpt4.models.freezing import count_parameters, precisions
 from minigpt4.models.language_model import LanguageModel
 from minigpt4.models.minigpt4 import MiniGPT4
 
@@ -98,17 +98,17 @@ class Window:
 
 
 def start_block(model: MiniGPT4, run: RunSection, world_size: int, accumulation: int, precision: str) -> str:
-    """Return what a run says of itself at its start."""
-    precision = "fp32" if precision == "no" else precision  # accelerate's word for it
-    lines = [f"{'part':<16}{'trainable':>15}{'frozen':>17}"]
-    counts = count_parameters(model)
+    """Return what a run says of itself at its start; `precision` is accelerate's name of the autocast, or `no`."""
+    lines = [f"{'part':<16}{'trainable':>15}{'frozen':>17}  held in"]
+    counts, held = count_parameters(model), precisions(model)
     for part, (trainable, frozen) in counts.items():
-        lines.append(f"{part:<16}{trainable:>15,}{frozen:>17,}")
+        lines.append(f"{part:<16}{trainable:>15,}{frozen:>17,}  {held[part]}")
     total = [sum(column) for column in zip(*counts.values(), strict=True)]
     lines.append(f"{'together':<16}{total[0]:>15,}{total[1]:>17,}")
     lines.append(
         f"global batch {run.global_batch_size} = {run.batch_size_per_rank} per rank x {world_size} rank(s) x "
-        f"{accumulation} accumulated; {run.total_steps} steps; {precision}; run folder {run.output_dir}"
+        f"{accumulation} accumulated; {run.total_steps} steps; "
+        f"{'no autocast' if precision == 'no' else f'autocast to {precision}'}; run folder {run.output_dir}"
     )
     return "\n".join(lines)
 

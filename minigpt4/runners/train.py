@@ -89,6 +89,7 @@ class TrainRunner:
         """All steps that are left."""
         run = self.run_section
         batches = iter(self.loader)
+        self.state.window.started = time.monotonic()  # loading is no part of a step
         with tqdm(initial=self.progress.step, total=run.total_steps, desc=self.folder.name, unit="step") as bar:
             while self.progress.step < run.total_steps:
                 self._step(batches)

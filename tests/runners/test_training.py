@@ -15,6 +15,7 @@ from minigpt4.config import load_config
 from minigpt4.errors import ConfigError, TrainingError
 from minigpt4.runners.launch import recompute_activations
 from minigpt4.runners.prepare import parameter_groups
+from minigpt4.runners.train import TrainRunner
 from tests.conftest import read_metrics
 from tests.runners.parts import assert_same_training, losses, series, train, weights, write
 
@@ -39,9 +40,9 @@ def test_train_py_leaves_a_complete_run_folder(tiny_values, tmp_path):
     assert [line["samples"] for line in lines] == [4, 8, 12, 16]
     assert all(a["tokens"] < b["tokens"] for a, b in itertools.pairwise(lines))
     log = (folder / "log.txt").read_text()
-    assert "llama_proj                2,080                0" in log
+    assert "llama_proj                2,080                0  float32" in log
     assert "language_model                0" in log
-    assert "global batch 4 = 4 per rank x 1 rank(s) x 1 accumulated; 4 steps" in log
+    assert "global batch 4 = 4 per rank x 1 rank(s) x 1 accumulated; 4 steps; no autocast" in log
     assert str(folder) in log
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["latest", "step_2", "step_4"]
     assert (folder / "checkpoints" / "latest").resolve().name == "step_4"
@@ -111,6 +112,23 @@ def test_matrices_decay_and_vectors_do_not():
     assert [tuple(p.shape) for p in decaying["params"]] == [(4, 3)]
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
     assert len(others["params"]) == 3
+
+
+def test_the_log_says_in_which_precision_each_part_is_held(tiny_values, tmp_path):
+    tiny_values["model"]["language_model"]["dtype"] = "bfloat16"
+    train(tiny_values, tmp_path / "run", precision="bf16", total_steps=1)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    held = {line.split()[0]: line.split()[-1] for line in log.splitlines() if len(line.split()) == 4}
+    assert held["vision_encoder"] == held["llama_proj"] == "float32"
+    assert held["language_model"] == "bfloat16"
+    assert "autocast to bf16" in log
+
+
+def test_the_seconds_of_the_first_step_are_without_the_loading_before_it(tiny_values, tmp_path):
+    runner = TrainRunner.from_config(load_config(write(tiny_values, tmp_path / "run", total_steps=1)))
+    runner.state.window.started -= 1000  # as if the parts had taken so long
+    runner.run()
+    assert 0 < read_metrics(tmp_path / "run")[0]["seconds"] < 1000
 
 
 def test_bf16_trains_on_a_cpu_in_the_same_process_after_fp32(tiny_values, tmp_path):
