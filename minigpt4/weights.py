@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,8 @@ RANDOM = "random"
 _SHOWN = 5
 _LARGE = 500_000_000
 """Bytes from which on loading shows a progress bar."""
+_FOREIGN = re.compile(r"GLOBAL (\S+)")
+"""Where torch's refusal of a pickle names what it would have to run."""
 _MEANING = {
     "missing": "the model has them, the file has not: it is of another model, or incomplete",
     "renamed": "same shape under another name: the file was saved by other code",
@@ -199,12 +202,7 @@ def tensors_of(content: object, path: Path) -> dict[str, Tensor]:
 
 def read_pickle(path: Path) -> object:
     """Return the content of a pickle of tensors and plain values, its tensors mapped from disk; see `read_tensors`."""
-    with path.open("rb") as file:
-        head = file.read(512).lstrip().lower()
-    if head.startswith((b"<!doctype", b"<html")):
-        raise WeightsError(f"{path}: is a web page, not a weight file; download the file itself")
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path}: is a git-lfs pointer, not the weights; fetch it with `git lfs pull`")
+    _check_start(path)
     try:
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -212,15 +210,32 @@ def read_pickle(path: Path) -> object:
             if "mmap" not in str(error):
                 raise
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise WeightsError(f"{path}: refused, it holds more than tensors and plain values: {reason}") from error
     except Exception as error:  # a damaged pickle may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{path}: truncated or not a weight file: {reason}") from error
+        foreign = _FOREIGN.search(str(error))
+        if isinstance(error, pickle.UnpicklingError) and foreign:
+            raise WeightsError(
+                f"{path}: refused, it holds more than tensors and plain values: {foreign[1]}, whose code was not run; "
+                "ask for a file of tensors alone, or as .safetensors"
+            ) from error
+        reason = f"{path.stat().st_size:,} bytes that torch cannot read"
+        raise WeightsError(f"{path}: truncated or not a weight file: {reason}; get it again") from error
+
+
+def _check_start(path: Path) -> None:
+    """Raise WeightsError for what by its first bytes is something else than weights."""
+    with path.open("rb") as file:
+        head = file.read(512).lstrip().lower()
+    if not head:
+        raise WeightsError(f"{path}: truncated or not a weight file: it is empty; get it again")
+    if head.startswith((b"<!doctype", b"<html")):
+        raise WeightsError(f"{path}: is a web page, not a weight file; download the file itself")
+    if head.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path}: is a git-lfs pointer, not the weights; fetch it with `git lfs pull`")
 
 
 def _read_safetensors(path: Path, want: Callable[[str], bool]) -> dict[str, Tensor]:
+    if path.is_file():
+        _check_start(path)
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if want(name)}  # noqa: SIM118

@@ -22,10 +22,13 @@ from minigpt4.checkpoints.store import LATEST, WEIGHTS
 from minigpt4.config import Config
 from minigpt4.errors import ConfigError, MiniGPT4Error, MissingDependencyError, WeightsError
 from minigpt4.models.blip2_folder import is_blip2_folder
+from minigpt4.models.llm_folder import weight_files
 from minigpt4.weights import read_tensors
 
 ENCODER, RESAMPLER = "model.vision_encoder.weights", "model.resampler.weights"
 LANGUAGE_MODEL, START = "model.language_model.path", "model.init_from"
+PROMPT_FORMAT = "prompt_format.json"
+"""What tells a folder that `export --to huggingface` wrote from any other of BLIP-2."""
 _BLIP2_LLM = {
     ("t5_proj", 4096): "FlanT5-XXL",
     ("t5_proj", 2048): "FlanT5-XL",
@@ -181,12 +184,17 @@ def _folder(path: Path) -> Inspection:
             f"{queries}; the language model inside ({llm}) is never read",
             "the released MiniGPT-4 7B and 13B want Salesforce/blip2-flan-t5-xxl",
         ]
-        return Inspection(
-            path, "Hugging Face BLIP-2: image encoder, ln_vision and Q-Former", (ENCODER, RESAMPLER), facts
-        )
+        what = "Hugging Face BLIP-2: image encoder, ln_vision and Q-Former"
+        if (path / PROMPT_FORMAT).is_file():
+            what = "MiniGPT-4 for transformers, as `export --to huggingface` writes it; " + what
+            facts[1:] = [f"ask it: python {path / 'example.py'} --image FILE --question TEXT"]
+        return Inspection(path, what, (ENCODER, RESAMPLER), facts)
     if "model_type" in config:
         return _language_model(path, config)
-    raise WeightsError(f"{path}: neither {MANIFEST} nor a config.json with a model_type is in this folder")
+    raise WeightsError(
+        f"{path}: neither {MANIFEST} nor a config.json with a model_type is in this folder; "
+        "name a file in it, or a folder of one model"
+    )
 
 
 def _checkpoint(folder: Path) -> Inspection:
@@ -210,20 +218,11 @@ def _checkpoint(folder: Path) -> Inspection:
 
 
 def _language_model(folder: Path, config: Mapping[str, Any]) -> Inspection:
-    """Tell a folder saved by transformers; its index, if it has one, must name files that are there."""
+    """Tell a folder saved by transformers, whose weight files must be there and whole."""
     inner = config.get("text_config")
     sizes = inner if isinstance(inner, dict) else config
     width, vocabulary, layers = (sizes.get(key, "?") for key in ("hidden_size", "vocab_size", "num_hidden_layers"))
-    shards = sorted({*_json(folder / "model.safetensors.index.json").get("weight_map", {}).values()})
-    lacking = [name for name in shards if not (folder / name).is_file()]
-    if lacking:
-        raise WeightsError(f"{folder}: {len(lacking)} of {len(shards)} shards are missing, the first: {lacking[0]}")
-    files = [f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin")]
-    if not files:
-        raise WeightsError(f"{folder}: has a config.json of {config['model_type']}, but no .safetensors or .bin file")
-    for file in files:
-        if file.suffix == ".safetensors":
-            read_tensors(file, lambda name: False)  # a truncated one raises
+    files = weight_files(folder)
     size = sum(f.stat().st_size for f in files) / 1e9
     precision = config.get("dtype") or config.get("torch_dtype") or "precision not noted"
     facts = [

@@ -161,7 +161,7 @@ def check_parts(manifest: Manifest, model: MiniGPT4, place: str) -> None:
             raise CheckpointError(
                 f"{place}: trained with another {name}: of the same size, but its weights differ "
                 f"(fingerprint {theirs.fingerprint}, from {theirs.source!r}; "
-                f"yours {ours.fingerprint}, from {ours.source!r})"
+                f"yours {ours.fingerprint}, from {ours.source!r}); take the one it was trained with"
             )
 
 
@@ -175,7 +175,7 @@ def check_sizes(name: str, theirs: PartIdentity, ours: PartIdentity, place: str)
         place: the checkpoint, for the message.
     """
     what = "an LLM" if name == "language_model" else f"a {name}"
-    known, own = theirs.source or theirs.type or "its file names no other", ours.source or ours.type
+    known, own = theirs.source or theirs.type or "its file does not say which", ours.source or ours.type
     if theirs.width and theirs.width != ours.width:
         raise CheckpointError(
             f"{place}: trained with {what} {theirs.width} wide ({known}); yours is {ours.width} wide ({own})"

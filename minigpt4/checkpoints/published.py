@@ -108,8 +108,9 @@ def read_released(path: Path) -> Released:
     content = read_pickle(path)
     found = tensors_of(content, path)
     if not is_released(found):
+        own = ", ".join([name for name in found if not is_buffer(name)][:3]) or "no tensors"
         raise CheckpointError(
-            f"{path}: is no MiniGPT-4 checkpoint, it has no {_PROJECTION[0]} with its bias; "
+            f"{path}: is no MiniGPT-4 checkpoint, it has no {_PROJECTION[0]} with its bias, but {own}; "
             f"python -m minigpt4 inspect {path} tells what it is"
         )
     ignored = [name for name in found if is_buffer(name)]

@@ -107,7 +107,12 @@ def read_trained(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     tensors = read_tensors(folder / WEIGHTS)
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
     if found != manifest.trained:
-        differing = sorted(k for k in found.keys() | manifest.trained.keys() if found.get(k) != manifest.trained.get(k))
+        wanted = manifest.trained
+        differing = [
+            *(f"{name} is missing" for name in wanted if name not in found),
+            *(f"{name} is one too many" for name in found if name not in wanted),
+            *(f"{k} is {found[k]}, not {wanted[k]}" for k in wanted if k in found and found[k] != wanted[k]),
+        ]
         raise CheckpointError(f"{folder / WEIGHTS}: does not hold what the manifest says: {', '.join(differing[:5])}")
     return tensors
 

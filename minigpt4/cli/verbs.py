@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt4.errors import ConfigError
+from minigpt4.errors import ConfigError, MiniGPT4Error, WeightsError
 
 if TYPE_CHECKING:
     from minigpt4.checkpoints.assemble import LoadedModel
@@ -117,8 +117,14 @@ def inspect(arguments: argparse.Namespace) -> None:
     """Verb `inspect`: tell what files or folders of weights are, and what to pass them as."""
     from minigpt4.checkpoints.inspection import inspect as look_into
 
+    errors: list[MiniGPT4Error] = []
     for path in arguments.paths:
-        print(look_into(path), flush=True)
+        try:
+            print(look_into(path), flush=True)
+        except MiniGPT4Error as error:  # the other paths are asked about, too
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else WeightsError("\n".join(map(str, errors)))
 
 
 def migrate(arguments: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from minigpt4.assets import resolve
 from minigpt4.batch import Batch
 from minigpt4.devices import fast_dtype
 from minigpt4.errors import ConfigError, MissingDependencyError, WeightsError
+from minigpt4.models.llm_folder import weight_files
 from minigpt4.models.splice import structured_mask
 from minigpt4.registry import path_field
 
@@ -239,6 +240,8 @@ def load_causal_lm(path: Path, dtype: str, attn_implementation: str = "auto") ->
         options |= {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
     elif not (path / "config.json").is_file():
         raise WeightsError(f"{path}: no config.json there; give a folder saved by transformers, or a .gguf file")
+    else:
+        weight_files(path)  # says which file is damaged, where transformers names the folder at most
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, **options
@@ -248,7 +251,12 @@ def load_causal_lm(path: Path, dtype: str, attn_implementation: str = "auto") ->
     model, info = loaded
     if info["missing_keys"] or info["mismatched_keys"]:
         lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-        raise WeightsError(f"{path}: {len(lacking)} tensors missing or misshapen, the first: {', '.join(lacking[:5])}")
+        more = sorted(map(str, info["unexpected_keys"]))
+        unknown = f"; {len(more)} that it has no place for: {', '.join(more[:5])}" if more else ""
+        raise WeightsError(
+            f"{path}: {len(lacking)} tensors missing or misshapen, the first: {', '.join(lacking[:5])}{unknown}. "
+            "The weights are not those of the model that its config.json describes"
+        )
     return model
 
 

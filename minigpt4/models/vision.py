@@ -20,7 +20,7 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from minigpt4.assets import resolve
-from minigpt4.errors import ConfigError, UnknownNameError
+from minigpt4.errors import ConfigError, UnknownNameError, WeightsError
 from minigpt4.models.blip2_folder import is_blip2_folder, read_encoder, read_ln_vision
 from minigpt4.models.identity import identity_settings
 from minigpt4.processors.image import ImageSpec
@@ -133,7 +133,13 @@ class EvaViTG(VisionEncoder):
         self.ln_vision = nn.LayerNorm(self.feature_dim, eps=self.ln_vision.eps)
         if ln_vision_weights:
             norm_path = resolve(ln_vision_weights)
-            load_strict(self.ln_vision, read_ln_vision(norm_path), source=str(norm_path))
+            norm = read_ln_vision(norm_path)
+            if not norm:
+                raise WeightsError(
+                    f"{norm_path}: has no ln_vision, the norm between image encoder and Q-Former; "
+                    "model.vision_encoder.ln_vision_weights takes the file that has it"
+                )
+            load_strict(self.ln_vision, norm, source=f"{norm_path} (ln_vision)")
         self.source = weights
 
     def forward(self, pixel_values: Tensor) -> Tensor:

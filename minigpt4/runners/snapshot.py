@@ -149,6 +149,7 @@ class Snapshots:
         return [self.accelerator.num_processes, self.config.run.num_workers]
 
     def _manifest(self, progress: Progress) -> Manifest:
+        used = {name: self.config.values.get(name) for name in ("model", "datasets")}  # not what only evaluation reads
         return Manifest(
             format=FORMAT,
             version=__version__,
@@ -159,7 +160,7 @@ class Snapshots:
             parts=self.origin.parts,
             samples=progress.samples,
             tokens=progress.tokens,
-            notes=[f"{n}: {ASSETS[n].about} ({ASSETS[n].licence})" for n in mentioned(self.config.values)],
+            notes=[f"{n}: {ASSETS[n].about} ({ASSETS[n].licence})" for n in mentioned(used)],
             stage=self.origin.stage,
             data=self.origin.data,
         )

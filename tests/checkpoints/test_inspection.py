@@ -114,6 +114,13 @@ def shard_cut(files: dict[str, Path]) -> Path:
     return files["vicuna_7b"]
 
 
+def foreign_llm(files: dict[str, Path]) -> Path:
+    for shard in files["vicuna_7b"].glob("model*"):
+        shard.unlink()
+    (files["vicuna_7b"] / "pytorch_model.bin").write_bytes(pickle.dumps(Foreign(), protocol=2))
+    return files["vicuna_7b"]
+
+
 def written_as(content: bytes):
     def write(files: dict[str, Path]) -> Path:
         files["eva"].write_bytes(content)
@@ -134,6 +141,7 @@ UNUSABLE = {
     "foreign code": (written_as(pickle.dumps(Foreign(), protocol=2)), "refused, it holds more than tensors"),
     "shard missing": (shard_missing, "1 of 2 shards are missing, the first: model-0000"),
     "shard cut": (shard_cut, "truncated or not a safetensors file"),
+    "language model with foreign code": (foreign_llm, "pytorch_model.bin: refused, it holds more than tensors"),
     "empty folder": (empty, "neither manifest.json nor a config.json with a model_type"),
     "no file": (lambda files: Path("gone.pth"), "gone.pth: no such weight file"),
 }
@@ -149,6 +157,14 @@ def test_what_cannot_be_used_is_an_error(kind, files, tmp_path, monkeypatch, cap
     assert message in shown
     assert "Traceback" not in shown
     assert not (tmp_path / "was_here").exists()
+
+
+def test_one_unusable_path_does_not_hide_the_others(files, capsys):
+    assert main(["inspect", "gone.pth", str(files["eva"]), "lost.pth"]) == 1
+    shown = capsys.readouterr()
+    assert "the image encoder" in shown.out
+    assert "gone.pth: no such weight file" in shown.err
+    assert "lost.pth: no such weight file" in shown.err
 
 
 def test_weights_of_another_model_are_named_by_their_tensors(tmp_path):

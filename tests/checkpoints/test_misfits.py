@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import minigpt4.checkpoints.assemble as assembling
 from benchmarks.rehearsal_files import architecture, options
@@ -24,6 +25,7 @@ from minigpt4.cli import main
 from minigpt4.config import load_config
 from minigpt4.models.language_model import LanguageModel
 from minigpt4.runners.train import TrainRunner
+from minigpt4.weights import read_tensors
 from tests.checkpoints.published import QUICK
 from tests.end_to_end.test_bad_input import check
 
@@ -70,13 +72,37 @@ def settings(*given: str) -> Spoil:
     return lambda files: list(given)
 
 
+def llm_tensors(change: Callable[[dict[str, Any]], Any]) -> Spoil:
+    """Return what changes the tensors of the language model's folder, which then has no shards any more."""
+
+    def spoil(files: Files) -> None:
+        folder = files["vicuna_7b"]
+        content = read_tensors(folder)
+        for file in folder.glob("model*"):
+            file.unlink()
+        change(content)
+        save_file(content, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return spoil
+
+
+def foreign_llm(files: Files) -> None:
+    llm_tensors(lambda t: None)(files)
+    (files["vicuna_7b"] / "model.safetensors").unlink()
+    (files["vicuna_7b"] / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Foreign()}, protocol=2))
+
+
+def shard(content: bytes) -> Spoil:
+    return lambda files: (files["vicuna_7b"] / "model-00001-of-00002.safetensors").write_bytes(content)
+
+
 PAGE = b"<!DOCTYPE html>\n<html><body>Sign in to download</body></html>"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 47369169\n"
 EARLY: list[tuple[str, Spoil, str]] = [
     (
         "hidden size",
         give("vicuna_7b", "vicuna_13b"),
-        "trained with an LLM 32 wide (its file names no other); yours is 40",
+        "trained with an LLM 32 wide (its file does not say which); yours is 40",
     ),
     (
         "template",
@@ -142,12 +168,39 @@ EARLY: list[tuple[str, Spoil, str]] = [
         give("blip2", "vicuna_7b"),
         "language model (llama); pass it as model.language_model.path",
     ),
+    (
+        "Q-Former file without ln_vision",
+        tensors("blip2", lambda t: [t.pop(f"ln_vision.{leaf}") for leaf in ("weight", "bias")]),
+        "blip2_pretrained_flant5xxl.pth: has no ln_vision",
+    ),
+]
+LLM: list[tuple[str, Spoil, str]] = [
+    (
+        "web page for a shard",
+        shard(PAGE),
+        "model-00001-of-00002.safetensors: is a web page",
+    ),
+    (
+        "truncated shard",
+        shard(b"0" * 100),
+        "model-00001-of-00002.safetensors: truncated or not a safetensors file",
+    ),
+    (
+        "foreign code in a language model",
+        foreign_llm,
+        "pytorch_model.bin: refused, it holds more than tensors and plain values",
+    ),
+    (
+        "renamed key in a language model",
+        llm_tensors(rename("model.norm.weight", "model.ln_f.weight")),
+        "1 tensors missing or misshapen, the first: model.norm.weight; 1 that it has no place for: model.ln_f.weight",
+    ),
 ]
 LATE: list[tuple[str, Spoil, str]] = [
     (
         "width of the query features",
         give("minigpt4_7b", "minigpt4_llama2"),
-        "trained with a resampler 64 wide (its file names no other); yours is 16 wide",
+        "trained with a resampler 64 wide (its file does not say which); yours is 16 wide",
     ),
 ]
 
@@ -180,6 +233,14 @@ def test_what_is_told_before_anything_large_is_loaded(spoil, message, files, cop
     status = chat(files, *(given if isinstance(given, list) else []))
     check(status, capfd.readouterr().err, message)
     assert not copied
+    assert not Path(MARK).exists()
+
+
+@pytest.mark.parametrize(("spoil", "message"), [r[1:] for r in LLM], ids=[r[0] for r in LLM])
+def test_what_is_wrong_with_the_files_of_a_language_model(spoil, message, files, copied, capfd):
+    spoil(files)
+    check(chat(files), capfd.readouterr().err, message)
+    assert copied == ["language model"]
     assert not Path(MARK).exists()
 
 

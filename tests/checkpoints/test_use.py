@@ -108,11 +108,17 @@ MISFITS = {
     ),
     "missing tensor": (
         lambda folder, other: edit_tensors(folder, lambda t: {"llama_proj.bias": t["llama_proj.bias"]}),
-        r"does not hold what the manifest says: llama_proj\.weight",
+        r"does not hold what the manifest says: llama_proj\.weight is missing$",
     ),
     "renamed tensor": (
         lambda folder, other: edit_tensors(folder, rename),
-        r"does not hold what the manifest says: llama_proj\.bias, llama_proj\.weight, proj\.bias",
+        r"the manifest says: .*llama_proj\.bias is missing, .*proj\.weight is one too many",
+    ),
+    "misshapen tensor": (
+        lambda folder, other: edit_tensors(
+            folder, lambda t: t | {"llama_proj.bias": t["llama_proj.bias"][1:].contiguous()}
+        ),
+        r"does not hold what the manifest says: llama_proj\.bias is \[31\], not \[32\]$",
     ),
     "renamed in the manifest too": (
         lambda folder, other: (

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from minigpt4.checkpoints.manifest import Manifest
 from minigpt4.config import load_config
 from minigpt4.errors import ConfigError, TrainingError
 from minigpt4.runners.launch import recompute_activations
@@ -122,6 +123,11 @@ def test_the_log_says_in_which_precision_each_part_is_held(tiny_values, tmp_path
     assert held["vision_encoder"] == held["llama_proj"] == "float32"
     assert held["language_model"] == "bfloat16"
     assert "autocast to bf16" in log
+
+
+def test_the_manifest_notes_no_data_that_only_evaluation_reads(tiny_values, tmp_path):
+    train({**tiny_values, "evaluation": {"path": "asset:easy-vqa"}}, tmp_path / "run", total_steps=1)
+    assert Manifest.read(tmp_path / "run" / "checkpoints" / "latest").notes == []
 
 
 def test_the_seconds_of_the_first_step_are_without_the_loading_before_it(tiny_values, tmp_path):

@@ -28,6 +28,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from minigpt4.assets import resolve
 from minigpt4.checkpoints.assemble import LoadedModel
+from minigpt4.checkpoints.inspection import PROMPT_FORMAT
 from minigpt4.conversation.dialogue import IMAGE_MARK
 from minigpt4.conversation.tokenizer import TextTokenizer
 from minigpt4.errors import ExportError
@@ -40,7 +41,7 @@ from minigpt4.models.vision import EvaViTG
 from minigpt4.processors.image import ImageProcessor
 
 IMAGE_TOKEN = "<image>"
-FORMAT = "prompt_format.json"
+FORMAT = PROMPT_FORMAT
 _INSTEAD = (
     "use --to prompt-embeds: it works with every model, and a stock server of the untouched language model answers"
 )
