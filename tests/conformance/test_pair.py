@@ -104,6 +104,8 @@ def test_shapes_are_those_the_parts_publish(loaded):
 def test_what_is_learnt_is_every_answer_with_its_end_mark_and_nothing_else(loaded):
     encoder = loaded.encoder
     turns = ((QUESTION, ANSWER), ("And what else?", "Nothing."))
+    if encoder.training_template.question == ("", ""):
+        turns = turns[:1]  # captions (`plain`) have no questions that would stand between two answers
     row = sample(loaded, "row", *turns, images=1)
     learnt = row.labels != IGNORE
     assert torch.equal(row.labels[learnt], row.input_ids[learnt])
