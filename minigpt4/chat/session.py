@@ -145,7 +145,8 @@ class Session:
 
         Raises:
             ImageError: an image cannot be read.
-            ConversationError: marks and images differ in number, or the question is empty.
+            ConversationError: marks and images differ in number, or there is nothing to ask about.
+            TypeError: there is no setting of that name.
             ContextLengthError: this turn alone, with all images, is longer than the language model's context.
             DecodingError: the language model gives no usable logits.
         """
@@ -256,6 +257,8 @@ class Session:
         return _Prompt(encoded, pictures, forgotten)
 
     def _pictures(self, images: Sequence[ImageSource]) -> list[Picture]:
+        if isinstance(images, ImageSource):  # a path is a sequence of letters: a natural slip with a baffling end
+            images = [images]
         features = self.engine.query_features(images)
         return [] if features is None else [Picture(*pair) for pair in zip(images, features, strict=True)]
 

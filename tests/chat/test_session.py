@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from PIL import Image
 
 from minigpt4.assets import expand, is_cached
 from minigpt4.chat.decoding.loop import Decoder
@@ -150,6 +153,16 @@ def test_the_prompt_of_a_session_is_that_of_training(load_with, images):
         assert row.input_ids[: len(prompt)].tolist() == prompt
         assert (row.labels[: len(prompt)] == -100).all()
         assert row.labels[len(prompt)] != -100
+
+
+@pytest.mark.parametrize("kind", [str, Path, bytes, Image.Image])
+def test_one_image_need_not_be_put_in_a_list(loaded, tmp_path, kind):
+    file = tmp_path / "red.png"
+    image("red").save(file)
+    given = {str: str(file), Path: file, bytes: file.read_bytes(), Image.Image: image("red")}[kind]
+    listed = Chat(loaded).session([image("red")]).ask("What is this?")
+    assert Chat(loaded).session(given).ask("What is this?") == listed
+    assert Chat(loaded).session().ask("What is this?", images=given) == listed
 
 
 def test_images_may_stand_where_the_question_puts_them(loaded):
