@@ -141,6 +141,13 @@ def test_sampling_repeats_with_its_seed_and_obeys_its_limits():
     assert run(llm, rows, temperature=2.0, top_p=1e-6) == greedy
 
 
+def test_whole_numbers_are_settings_too():
+    """A slider at 1 and a notebook give `1`, and transformers' processors refuse what is no float."""
+    llm = parts.language_model()
+    whole = run(llm, prompts(llm), temperature=1, top_p=1, repetition_penalty=2)
+    assert whole == run(llm, prompts(llm), temperature=1.0, top_p=1.0, repetition_penalty=2.0)
+
+
 def test_a_strong_penalty_repeats_nothing():
     for ids in run(parts.language_model(), prompts(parts.language_model()), repetition_penalty=1e6):
         assert len(set(ids)) == len(ids)
