@@ -109,9 +109,7 @@ class Session:
         last: what the last turn took; set when its first token is there, completed when its answer is.
     """
 
-    def __init__(
-        self, engine: Engine, settings: ChatSection, images: Images = (), system: str | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, settings: ChatSection, images: Images = (), system: str | None = None) -> None:
         self.engine = engine
         self.settings = settings
         self.dialogue = Dialogue((), system)
