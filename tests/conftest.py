@@ -63,6 +63,29 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def tiny_model_values(tiny_llm: Path) -> dict[str, Any]:
+    """Values of the model section of a tiny EVA + merge + LLaMA."""
+    return {
+        "vision_encoder": {
+            "type": "eva_vit_g",
+            "weights": "random",
+            "image_size": 28,
+            "patch_size": 7,
+            "embed_dim": 16,
+            "depth": 2,
+            "num_heads": 2,
+        },
+        "resampler": {"type": "merge", "neighbours": 4},
+        "language_model": {"path": str(tiny_llm), "dtype": "float32"},
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_chat_values(tiny_llm: Path) -> dict[str, Any]:
+    """Values of a config that chats with the tiny model."""
+    return {"model": tiny_model_values(tiny_llm), "conversation": {"template": "vicuna_v0"}}
+
+
 @pytest.fixture
 def tiny_values(tiny_llm: Path, pairs: Path, tmp_path: Path) -> dict[str, Any]:
     """Values of a config that trains a tiny EVA + merge + LLaMA on the pairs, in seconds."""
@@ -72,19 +95,7 @@ def tiny_values(tiny_llm: Path, pairs: Path, tmp_path: Path) -> dict[str, Any]:
 def tiny_training_values(tiny_llm: Path, pairs: Path, folder: Path) -> dict[str, Any]:
     """The same for fixtures of a wider scope; the run goes below `folder`."""
     return {
-        "model": {
-            "vision_encoder": {
-                "type": "eva_vit_g",
-                "weights": "random",
-                "image_size": 28,
-                "patch_size": 7,
-                "embed_dim": 16,
-                "depth": 2,
-                "num_heads": 2,
-            },
-            "resampler": {"type": "merge", "neighbours": 4},
-            "language_model": {"path": str(tiny_llm), "dtype": "float32"},
-        },
+        "model": tiny_model_values(tiny_llm),
         "conversation": {"template": "vicuna_v0", "max_answer_tokens": 40},
         "datasets": {"train": {"pairs": {"type": "aligned_pairs", "path": str(pairs)}}},
         "run": {

@@ -27,7 +27,9 @@ class ChatSection:
     """Seed of sampling."""
 
     def __post_init__(self) -> None:
-        """Refuse values that no decoding can use."""
+        """Refuse values that no decoding can use, and take 1 for 1.0: transformers' processors insist on floats."""
+        for name in ("temperature", "top_p", "repetition_penalty", "length_penalty"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, found {self.max_new_tokens}")
         if self.temperature < 0:

@@ -22,6 +22,8 @@ from minigpt4.errors import ContextLengthError, ConversationError
 from minigpt4.processors.image import ImageSource
 
 _log = logging.getLogger(__name__)
+Images = ImageSource | Sequence[ImageSource]
+"""One image or several: paths, bytes or PIL images."""
 
 
 class Chat:
@@ -32,8 +34,8 @@ class Chat:
         self.engine = Engine(loaded)
         self.settings = settings or loaded.config.chat
 
-    def session(self, images: Sequence[ImageSource] = (), system: str | None = None) -> Session:
-        """Start a conversation about `images` (paths, bytes or PIL images; may be none).
+    def session(self, images: Images = (), system: str | None = None) -> Session:
+        """Start a conversation about `images` (paths, bytes or PIL images; one, several or none).
 
         Raises:
             ImageError: an image cannot be read.
@@ -107,9 +109,7 @@ class Session:
         last: what the last turn took; set when its first token is there, completed when its answer is.
     """
 
-    def __init__(
-        self, engine: Engine, settings: ChatSection, images: Sequence[ImageSource] = (), system: str | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, settings: ChatSection, images: Images = (), system: str | None = None) -> None:
         self.engine = engine
         self.settings = settings
         self.dialogue = Dialogue((), system)
@@ -128,11 +128,11 @@ class Session:
         """Query features (images, Q, Dq) of all images, None without any."""
         return _stacked(self.pictures)
 
-    def ask(self, question: str, images: Sequence[ImageSource] = (), **settings: object) -> str:
+    def ask(self, question: str, images: Images = (), **settings: object) -> str:
         """Return the answer to `question`; see `stream`."""
         return "".join(self.stream(question, images, **settings))
 
-    def stream(self, question: str, images: Sequence[ImageSource] = (), **settings: object) -> Iterator[str]:
+    def stream(self, question: str, images: Images = (), **settings: object) -> Iterator[str]:
         """Yield the answer to `question` as it grows.
 
         The turn is kept when the answer is complete. A stream that is closed before keeps what it has shown as the
@@ -145,7 +145,8 @@ class Session:
 
         Raises:
             ImageError: an image cannot be read.
-            ConversationError: marks and images differ in number, or the question is empty.
+            ConversationError: marks and images differ in number, or there is nothing to ask about.
+            TypeError: there is no setting of that name.
             ContextLengthError: this turn alone, with all images, is longer than the language model's context.
             DecodingError: the language model gives no usable logits.
         """
@@ -255,7 +256,9 @@ class Session:
             )
         return _Prompt(encoded, pictures, forgotten)
 
-    def _pictures(self, images: Sequence[ImageSource]) -> list[Picture]:
+    def _pictures(self, images: Images) -> list[Picture]:
+        if isinstance(images, ImageSource):  # a path is a sequence of letters: a natural slip with a baffling end
+            images = [images]
         features = self.engine.query_features(images)
         return [] if features is None else [Picture(*pair) for pair in zip(images, features, strict=True)]
 

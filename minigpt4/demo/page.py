@@ -6,6 +6,7 @@ Input: a `Chat` and the `demo` section of its config. Output: a Gradio app. Ever
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from minigpt4.config.paths import resolve_shipped
 from minigpt4.demo.replies import Replies
 from minigpt4.demo.section import DemoSection
 
+_log = logging.getLogger(__name__)
 STYLE = Path(__file__).with_name("page.css")
 NOTE = "Answers are generated and may be wrong. Images and questions stay on the machine that serves this page."
 NOT_DESCRIBED = (
@@ -76,15 +78,19 @@ def build_page(chat: Chat, name: str) -> gr.Blocks:
 
 
 def launch(page: gr.Blocks, chat: Chat, *, host: str, port: int | None, share: bool, wait: bool = True) -> str:
-    """Serve the page until interrupted, or only start to with `wait=False`; return its address."""
+    """Serve the page until interrupted, or only start to with `wait=False`; return its address.
+
+    Gradio's own messages name its function `launch`, and advise a public link; ours are said instead.
+    """
     section: DemoSection = chat.engine.loaded.config.demo
-    _, address, _ = page.launch(
+    _, address, public = page.launch(
         server_name=host,
         server_port=port,
         share=share,
         inbrowser=False,
         ssr_mode=False,
-        prevent_thread_lock=not wait,
+        prevent_thread_lock=True,
+        quiet=True,
         allowed_paths=[str(resolve_shipped(example.image)) for example in section.examples],
         state_session_capacity=VISITS_KEPT,
         max_file_size=MAX_UPLOAD,
@@ -93,6 +99,13 @@ def launch(page: gr.Blocks, chat: Chat, *, host: str, port: int | None, share: b
         theme=gr.themes.Default(primary_hue="teal", font=FONT, font_mono=MONO),
         css_paths=STYLE,
     )
+    _log.info("chat page at %s", address)
+    if public:
+        _log.warning("anybody who has this address can use it, for a week: %s", public)
+    elif share:
+        _log.warning("there is no public address: Gradio's servers cannot be reached from here")
+    if wait:
+        page.block_thread()
     return address
 
 

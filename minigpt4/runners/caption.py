@@ -134,6 +134,8 @@ def _image_names(folder: Path, out: Path) -> list[str]:
     Image.init()
     known = Image.registered_extensions()
     files = [path for path in folder.rglob("*") if path.is_file() and path.resolve() != out.resolve()]
+    # A link to nothing is no file, and yet an image that cannot be read: it is reported with the others.
+    files += [path for path in folder.rglob("*") if path.is_symlink() and not path.exists()]
     names = sorted(path.relative_to(folder).as_posix() for path in files if path.suffix.lower() in known)
     if not names:
         raise DataError(f"{folder}: has no image file ({', '.join(sorted(known)[:5])}, ...) among {len(files)} files")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from PIL import Image
 
 from minigpt4.assets import expand, is_cached
+from minigpt4.chat.decoding.loop import Decoder
 from minigpt4.chat.engine import Engine, Prompt
 from minigpt4.chat.section import ChatSection
 from minigpt4.chat.session import Chat
@@ -44,10 +48,37 @@ def test_a_batch_answers_as_one_by_one_and_as_a_stream(loaded):
 @pytest.mark.skipif(not all(is_cached(n) for n in expand("mini")), reason="python -m minigpt4 assets mini was not run")
 def test_a_batch_of_the_mini_model_answers_as_one_by_one():
     loaded = load_model("mini", ["model.language_model.dtype=float32"], device="cpu")
-    engine, settings = Engine(loaded), ChatSection(max_new_tokens=8)
+    engine = Engine(loaded)
     asked = prompts(engine)
-    together = engine.decode(asked, settings)
-    assert [answer.ids for answer in together] == [engine.decode([prompt], settings)[0].ids for prompt in asked]
+    for row, found in zip(asked, watched(engine, asked), strict=True):
+        (wanted,) = watched(engine, [row])
+        for (token, logits), (best, alone) in zip(found, wanted, strict=False):
+            torch.testing.assert_close(logits, alone, atol=1e-3, rtol=0)
+            first, second = alone.topk(2).values
+            if token != best:
+                assert first - second <= 1e-3
+                break  # from here on they answer differently
+        else:
+            assert len(found) == len(wanted)
+
+
+def watched(engine: Engine, asked: list[Prompt]) -> list[list[tuple[int, torch.Tensor]]]:
+    """Decode together and return, for each prompt, its tokens and the logits (V,) that each was chosen from."""
+    settings, llm = ChatSection(max_new_tokens=8), engine.loaded.model.language_model
+    answers, passes = [engine.new_answer(settings) for _ in asked], []
+    hook = llm.model.get_output_embeddings().register_forward_hook(lambda m, a, out: passes.append(out[:, -1].clone()))
+    decoder = Decoder(llm)
+    decoder.join(answers, [engine.embeds(prompt, settings.max_new_tokens) for prompt in asked])
+    rows = [answers]
+    while not decoder.is_idle:
+        decoder.step()
+        rows.append(list(decoder.answers))
+    hook.remove()
+    seen: dict[int, list[torch.Tensor]] = {id(answer): [] for answer in answers}
+    for logits, members in zip(passes, rows, strict=True):
+        for answer, row in zip(members, logits, strict=True):
+            seen[id(answer)].append(row)
+    return [list(zip(answer.ids, seen[id(answer)], strict=True)) for answer in answers]
 
 
 def test_rows_end_at_end_of_sequence_on_steps_of_their_own(loaded):
@@ -122,6 +153,16 @@ def test_the_prompt_of_a_session_is_that_of_training(load_with, images):
         assert row.input_ids[: len(prompt)].tolist() == prompt
         assert (row.labels[: len(prompt)] == -100).all()
         assert row.labels[len(prompt)] != -100
+
+
+@pytest.mark.parametrize("kind", [str, Path, bytes, Image.Image])
+def test_one_image_need_not_be_put_in_a_list(loaded, tmp_path, kind):
+    file = tmp_path / "red.png"
+    image("red").save(file)
+    given = {str: str(file), Path: file, bytes: file.read_bytes(), Image.Image: image("red")}[kind]
+    listed = Chat(loaded).session([image("red")]).ask("What is this?")
+    assert Chat(loaded).session(given).ask("What is this?") == listed
+    assert Chat(loaded).session().ask("What is this?", images=given) == listed
 
 
 def test_images_may_stand_where_the_question_puts_them(loaded):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,18 +19,12 @@ ABOUT = "It answers with noise."
 
 
 @pytest.fixture(scope="session")
-def loaded(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+def loaded(tiny_chat_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """A model that is tiny, random, and talks for long."""
     folder = tmp_path_factory.mktemp("page")
     Image.new("RGB", (40, 40), "red").save(folder / "example.png")
-    vision = {"type": "eva_vit_g", "weights": "random", "image_size": 28, "patch_size": 7}
     values = {
-        "model": {
-            "vision_encoder": {**vision, "embed_dim": 16, "depth": 2, "num_heads": 2},
-            "resampler": {"type": "merge", "neighbours": 4},
-            "language_model": {"path": str(tiny_llm), "dtype": "float32"},
-        },
-        "conversation": {"template": "vicuna_v0"},
+        **tiny_chat_values,
         "chat": {"max_new_tokens": 200},
         "demo": {
             "about": ABOUT,

@@ -49,6 +49,12 @@ def ask(page, text: str) -> None:
     page.click(SEND)
 
 
+def slide(page, label: str, value: str) -> None:
+    number = page.locator(f"#decoding input[type=number][aria-label*='{label}']")
+    number.fill(value)
+    number.press("Tab")
+
+
 def answers(page) -> list[str]:
     return [text.strip() for text in page.locator(BOT).all_inner_texts()]
 
@@ -159,14 +165,19 @@ def test_the_sliders_decide(visit):
     page = visit()
     page.click("#again")
     page.wait_for_selector(f"{TOAST}:has-text('no complete answer')")
-    page.locator("#decoding input[type=number]").last.fill("3")
-    page.locator("#decoding input[type=number]").last.press("Tab")
+    slide(page, "Longest answer", "3")
     ask(page, "Who are you?")
     short = wait_for_answer(page, 1)
     other = visit()
     ask(other, "Who are you?")
     assert wait_for_answer(other, 1).startswith(short)
     assert len(wait_for_answer(other, 1)) > len(short)
+    slide(page, "Temperature", "1")  # the page sends a whole number
+    ask(page, "Who are you?")
+    assert wait_for_answer(page, 2)
+    slide(page, "Beams", "2")
+    ask(page, "Who are you?")
+    assert wait_for_answer(page, 3)
 
 
 def test_only_this_machine_is_served_and_no_endpoint_is_listed(address):

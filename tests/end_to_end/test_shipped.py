@@ -94,6 +94,12 @@ def test_the_wheel_carries_configs_prompts_and_the_mini_checkpoint(wheel):
     assert not [name for name in inside if name.startswith(("tests/", "configs/"))]
 
 
+def test_the_kept_checkpoint_is_held_in_the_precision_that_is_fast_here():
+    """By its path as by its name: a checkpoint remembers the precision it was trained in."""
+    for name in ("mini", str(ROOT / "eval_configs" / "mini" / "config.yaml")):
+        assert load_config(name).model.language_model.config.dtype == "auto"
+
+
 @needs_mini
 def test_the_installed_wheel_chats_from_an_empty_folder(wheel, tmp_path):
     site, empty = tmp_path / "site", tmp_path / "empty"

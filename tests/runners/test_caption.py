@@ -54,6 +54,16 @@ def test_one_line_per_image_in_order_with_bad_ones_counted(loaded, folder, tmp_p
     assert all(row["prompt"] == PROMPT for row in rows)
 
 
+def test_a_link_to_nothing_is_an_image_that_cannot_be_read(loaded, folder, tmp_path):
+    (folder / "gone.png").symlink_to("nowhere.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    assert run(loaded, folder, tmp_path / "out.jsonl") == CaptionCount(captions=5, bad_images=4)
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    wrong = {row["image"]: row["error"] for row in rows if "error" in row}
+    assert "there is no such image file" in wrong["gone.png"]
+    assert "loop.png" in wrong["loop.png"]
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
 def test_the_batch_size_changes_nothing(loaded, folder, tmp_path, batch_size):
     run(loaded, folder, tmp_path / "three.jsonl")

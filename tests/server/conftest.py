@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.message import Message
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -28,18 +29,9 @@ from minigpt4.server.start import bind
 
 
 @pytest.fixture(scope="session")
-def tiny_file(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_file(tiny_chat_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The config of a tiny random model."""
-    vision = {"type": "eva_vit_g", "weights": "random", "image_size": 28, "patch_size": 7}
-    values = {
-        "model": {
-            "vision_encoder": {**vision, "embed_dim": 16, "depth": 2, "num_heads": 2},
-            "resampler": {"type": "merge", "neighbours": 4},
-            "language_model": {"path": str(tiny_llm), "dtype": "float32"},
-        },
-        "conversation": {"template": "vicuna_v0"},
-        "chat": {"max_new_tokens": 12},
-    }
+    values = {**tiny_chat_values, "chat": {"max_new_tokens": 12}}
     file = tmp_path_factory.mktemp("service") / "tiny.yaml"
     file.write_text(yaml.safe_dump(values))
     return file

@@ -18,7 +18,6 @@ from torch import Tensor
 from minigpt4.chat.answer import Answer
 from minigpt4.chat.decoding.cache import RowCache, check_cacheable
 from minigpt4.chat.decoding.choice import TokenChoice, check_usable
-from minigpt4.chat.decoding.llama import is_plain_llama, llama_step
 from minigpt4.errors import DecodingError
 from minigpt4.models.language_model import LanguageModel
 
@@ -39,7 +38,6 @@ class Decoder:
         self._choices: list[TokenChoice] = []
         self._padding: list[int] = []
         self._cache = RowCache()
-        self._is_llama = is_plain_llama(self.model)
         # transformers renamed the argument in 5.2x; the old name still works, through a slower wrapper.
         known = inspect.signature(self.model.forward).parameters
         self._cache_argument = "cache" if "cache" in known else "past_key_values"
@@ -107,8 +105,6 @@ class Decoder:
         mask = columns >= lacking if any(padding) else None
         positions = (columns[start:] - lacking).clamp(min=0)
         with self.lock:
-            if self._is_llama and "input_ids" in inputs:
-                return llama_step(self.model, cache, given, positions, mask).float()
             arguments: dict[str, Any] = {self._cache_argument: cache, "use_cache": True, "logits_to_keep": 1}
             return (
                 self.model(
