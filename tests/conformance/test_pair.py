@@ -15,6 +15,7 @@ from torch import Tensor
 
 from minigpt4 import Chat, load_model
 from minigpt4.batch import IGNORE, Sample
+from minigpt4.chat.answer import Answer
 from minigpt4.chat.engine import Engine, Prompt
 from minigpt4.chat.section import ChatSection
 from minigpt4.checkpoints.assemble import LoadedModel
@@ -345,6 +346,12 @@ def text_of(loaded: Loaded, ids: list[int]) -> str:
 
 
 def answer_of(loaded: Loaded, ids: list[int]) -> str:
-    """The text of raw ids up to where the answer ends."""
-    ends = [n for n, token in enumerate(ids) if token in end_token_ids(loaded)]
-    return loaded.encoder.cut_answer(text_of(loaded, ids[: ends[0]] if ends else ids))[0].strip()
+    """The text of raw ids up to where the answer ends, read token by token as a stream is.
+
+    Read at once, half a character would spoil letters before it: tokenizers with byte tokens see them as one.
+    """
+    answer = Answer(loaded.encoder, GREEDY, end_token_ids(loaded))
+    for token in ids:
+        if answer.finish_reason is None:
+            answer.add(token)
+    return answer.text
