@@ -23,7 +23,7 @@ from minigpt4.config import Config
 from minigpt4.errors import ConfigError, MiniGPT4Error, MissingDependencyError, WeightsError
 from minigpt4.models.blip2_folder import is_blip2_folder
 from minigpt4.models.llm_folder import weight_files
-from minigpt4.weights import read_tensors
+from minigpt4.weights import read_pickle, read_tensors
 
 ENCODER, RESAMPLER = "model.vision_encoder.weights", "model.resampler.weights"
 LANGUAGE_MODEL, START = "model.language_model.path", "model.init_from"
@@ -74,6 +74,8 @@ def inspect(path: str | Path) -> Inspection:
         return _gguf(path)
     if path.suffix == ".safetensors" and (path.parent / MANIFEST).is_file():
         return _checkpoint(path.parent)
+    if path.suffix == ".pt" and path.is_file() and isinstance(lone := read_pickle(path), Tensor):
+        return _lone(path, lone)
     return _tensors(path, read_tensors(path))
 
 
@@ -115,6 +117,15 @@ def _tensors(path: Path, tensors: Mapping[str, Tensor]) -> Inspection:
         return _eva(path, tensors, facts)
     first = ", ".join(list(tensors)[:3])
     return Inspection(path, "weights of a model that is not known here", (), [*facts, f"its first tensors: {first}"])
+
+
+def _lone(path: Path, tensor: Tensor) -> Inspection:
+    """Tell a file of one tensor, of which we know a single kind."""
+    shape = " x ".join(map(str, tensor.shape))
+    if tensor.ndim != 2:
+        return Inspection(path, f"a single tensor of {shape}, which is of no use here")
+    what = "prompt embeds, as `export --to prompt-embeds` writes them"
+    return Inspection(path, what, (), [f"{shape} (tokens x width of the language model), {tensor.dtype}"])
 
 
 def _has(tensors: Mapping[str, Tensor], **dimensions: int) -> bool:

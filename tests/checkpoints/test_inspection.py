@@ -167,6 +167,13 @@ def test_one_unusable_path_does_not_hide_the_others(files, capsys):
     assert "lost.pth: no such weight file" in shown.err
 
 
+def test_a_single_tensor_is_told_by_its_shape(tmp_path):
+    torch.save(torch.zeros(7, 32), tmp_path / "prompt_embeds.pt")
+    assert "prompt embeds, as `export --to prompt-embeds` writes them" in str(inspect(tmp_path / "prompt_embeds.pt"))
+    torch.save(torch.zeros(7), tmp_path / "lone.pt")
+    assert "a single tensor of 7, which is of no use here" in str(inspect(tmp_path / "lone.pt"))
+
+
 def test_weights_of_another_model_are_named_by_their_tensors(tmp_path):
     torch.save({"conv1.weight": torch.zeros(3, 3)}, tmp_path / "resnet.pth")
     found = inspect(tmp_path / "resnet.pth")
