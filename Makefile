@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 # Two processes that spin on two cores slow each other down; waiting threads should sleep.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: quickstart test lint assets clean
+.PHONY: quickstart mini-checkpoint test lint assets clean
 
 # Both stages of alignment on real images, their scores, and a question about an image the model never saw.
 quickstart: $(VENV)/.installed assets
@@ -18,6 +18,13 @@ quickstart: $(VENV)/.installed assets
 	$(BIN)/python -m minigpt4 evaluate --options evaluation.samples=1000 evaluation.shuffle_images=true model.init_from=output/mini_stage2/checkpoints/latest evaluation.output=output/mini_stage2/score_shuffled.jsonl
 	@echo "== and a question about a held-out image"
 	$(BIN)/python -m minigpt4 chat --options model.init_from=output/mini_stage2/checkpoints/latest --image "$$($(BIN)/python -m minigpt4 assets easy-vqa --path)/test/images/7.png" --question "Describe this image in detail."
+
+# The checkpoint that travels with the package: three runs, and its score on the whole test split.
+mini-checkpoint: $(VENV)/.installed assets
+	$(BIN)/python train.py --cfg-path configs/mini_stage1.yaml --options run.resume=true
+	$(BIN)/python train.py --cfg-path configs/mini_long_presence.yaml --options run.resume=true
+	$(BIN)/python train.py --cfg-path configs/mini_long.yaml --options run.resume=true
+	$(BIN)/python -m minigpt4 evaluate --options model.init_from=output/mini_long/checkpoints/latest evaluation.output=output/mini_long/score.jsonl
 
 test: $(VENV)/.installed assets
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile

@@ -148,6 +148,7 @@ RESAMPLERS = Registry(
         "qformer": "minigpt4.models.resampler:QFormer",
         "merge": "minigpt4.models.resampler:Merge",
         "pool": "minigpt4.models.resampler:Pool",
+        "prefix": "minigpt4.models.visual_prefix:Prefix",
     },
 )
 

@@ -24,8 +24,6 @@ from minigpt4.models.vision import VisionEncoder
 from minigpt4.registry import path_field
 from minigpt4.weights import RANDOM, load_strict, read_tensors
 
-WHITENING_FLOOR = 1e-3
-"""Added to every variance before whitening, in units of the largest one."""
 _TEXT_BRANCH = re.compile(r"qformer\.(embeddings\.(word|position)_|encoder\.layer\.\d+\.(intermediate|output)\.)")
 
 
@@ -182,10 +180,6 @@ class PoolConfig:
     """Rows and columns of the grid; Q is its square."""
     position_features: bool = True
     """Append a one-hot of the cell to its features, so that `llama_proj` has a bias of its own for each cell."""
-    whiten: bool = False
-    """Decorrelate the features by their statistics over training images, taken once before the first step. A fixed
-    linear map, so nothing new can be expressed; but what varies little, such as colour beside shape, is learnt far
-    sooner."""
     scale: float = 1.0
     """Factor on all features; below 1 a fresh `llama_proj` starts no louder than the token embeds around it."""
 
@@ -194,8 +188,6 @@ class Pool(Resampler):
     """Grid pooling: each cell's mean, layer-normalised, so that its scale does not depend on the encoder."""
 
     Config = PoolConfig
-    mean: Tensor
-    whitening: Tensor
 
     def __init__(self, config: PoolConfig, vision_encoder: VisionEncoder) -> None:
         super().__init__()
@@ -210,10 +202,6 @@ class Pool(Resampler):
         self.scale = config.scale
         self.num_query_tokens = config.grid**2
         self.feature_dim = width + (self.num_query_tokens if config.position_features else 0)
-        if config.whiten:
-            self.calibrated = ("mean", "whitening")
-            self.register_buffer("mean", torch.zeros(width))
-            self.register_buffer("whitening", torch.eye(width))
 
     @classmethod
     def from_config(cls, config: PoolConfig, vision_encoder: VisionEncoder) -> Pool:
@@ -222,30 +210,11 @@ class Pool(Resampler):
 
     def forward(self, patch_features: Tensor) -> Tensor:
         """Return `query_features` (I, grid * grid, Dv [+ Q]), float32, cells row by row."""
-        cells = self._cells(patch_features)
-        images, _, width = cells.shape
-        if self.calibrated:
-            with torch.autocast(cells.device.type, enabled=False):  # it lifts small differences, which must be exact
-                cells = (cells - self.mean) @ self.whitening
+        images, _, width = patch_features.shape
+        maps = patch_features[:, self.prefix :].transpose(1, 2).reshape(images, width, *self.patch_grid).float()
+        cells = F.layer_norm(F.adaptive_avg_pool2d(maps, self.cells).flatten(2).transpose(1, 2), (width,))
         if not self.position_features:
             return self.scale * cells
         # As long as a feature vector, or the cell's bias would learn that much slower than its features.
         places = math.sqrt(width) * torch.eye(self.num_query_tokens, device=cells.device, dtype=cells.dtype)
         return self.scale * torch.cat([cells, places.expand(images, -1, -1)], dim=-1)
-
-    @torch.no_grad()
-    def calibrate(self, patch_features: Tensor) -> None:
-        """Set mean and ZCA whitening from training images; directions that hardly vary are damped, not blown up."""
-        cells = self._cells(patch_features).flatten(0, 1).cpu()  # some accelerators have no eigenvalues
-        mean = cells.mean(0)
-        centred = cells - mean
-        variances, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
-        scale = (variances.clamp(min=0) + WHITENING_FLOOR * variances.max()).rsqrt()
-        self.mean.copy_(mean)
-        self.whitening.copy_(directions @ torch.diag(scale) @ directions.T)
-
-    def _cells(self, patch_features: Tensor) -> Tensor:
-        """Return the layer-normalised mean of each cell (I, grid * grid, Dv)."""
-        images, _, width = patch_features.shape
-        maps = patch_features[:, self.prefix :].transpose(1, 2).reshape(images, width, *self.patch_grid).float()
-        return F.layer_norm(F.adaptive_avg_pool2d(maps, self.cells).flatten(2).transpose(1, 2), (width,))

@@ -86,7 +86,7 @@ def calibrate(loaded: LoadedModel, sources: Mapping[str, Source]) -> None:
     batches = _first_batches(loaded, sources, CALIBRATION_SAMPLES, 64)
     pixels = [batch.pixel_values for batch in batches if batch.pixel_values is not None]
     if not pixels:
-        raise ConfigError("model.resampler.whiten: none of the first training samples has an image to calibrate on")
+        raise ConfigError("model.resampler: none of the first training samples has an image to calibrate on")
     loaded.model.calibrate(torch.cat(pixels).to(loaded.model.device))
 
 

@@ -30,6 +30,7 @@ from minigpt4.models.language_model import LanguageModel, LoraConfig
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.resampler import Merge, MergeConfig, Pool, PoolConfig, QFormer, QFormerConfig, Resampler
 from minigpt4.models.vision import EvaViTG, EvaViTGConfig, VisionEncoder
+from minigpt4.models.visual_prefix import Prefix, PrefixConfig
 from tests import REFERENCE
 
 VOCABULARY = 700
@@ -82,6 +83,8 @@ def resampler(kind: str, encoder: VisionEncoder) -> Resampler:
     if kind == "qformer":
         small = {"num_query_tokens": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
         return QFormer(QFormerConfig(weights="random", intermediate_size=24, **small), encoder.feature_dim)
+    if kind == "prefix":
+        return Prefix(PrefixConfig(num_query_tokens=4, components=8), encoder)
     return Pool(PoolConfig(grid=2), encoder) if kind == "pool" else Merge(MergeConfig(neighbours=4), encoder)
 
 

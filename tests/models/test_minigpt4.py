@@ -88,7 +88,7 @@ def test_logits_at_supervised_positions_are_those_of_the_whole_row(family):
     assert not head._forward_pre_hooks  # nothing is left behind
 
 
-@pytest.mark.parametrize("kind", ["merge", "pool", "qformer"])
+@pytest.mark.parametrize("kind", ["merge", "pool", "prefix", "qformer"])
 def test_cached_features_give_the_loss_of_their_images(kind):
     model, batch = parts.model(kind=kind), collate(parts.samples(), 0)
     features = model.query_features(batch.pixel_values)

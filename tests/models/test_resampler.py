@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from minigpt4.errors import ConfigError, WeightsError
 from minigpt4.models.resampler import Merge, MergeConfig, Pool, PoolConfig, QFormer, QFormerConfig
+from minigpt4.models.visual_prefix import Prefix, PrefixConfig
 from tests.models import parts
 
 ENCODER = parts.vision()  # 1 + 16 patches of width 16
@@ -18,7 +19,7 @@ def patches(images: int = 2) -> torch.Tensor:
     return torch.randn(images, 17, 16, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("kind", ["merge", "pool", "qformer"])
+@pytest.mark.parametrize("kind", ["merge", "pool", "prefix", "qformer"])
 def test_shapes_are_those_published(kind):
     resampler = parts.resampler(kind, ENCODER).eval()
     found = resampler(patches())
@@ -89,14 +90,47 @@ def test_qformer_loads_the_published_names(tmp_path):
         QFormer.from_config(QFormerConfig(weights=str(file), **settings), ENCODER)
 
 
-def test_whitening_is_taken_from_images_and_decorrelates_their_features():
-    pool = Pool(PoolConfig(grid=2, position_features=False, whiten=True), ENCODER)
-    plain = Pool(PoolConfig(grid=2, position_features=False), ENCODER)
-    given = patches(200) * torch.linspace(0.2, 3, 16)
-    assert torch.equal(pool(given), plain(given))  # nothing is known yet
-    pool.calibrate(given)
-    found = pool(given).flatten(0, 1)
-    torch.testing.assert_close(found.mean(0), torch.zeros(16), atol=1e-4, rtol=0)
-    correlations = torch.corrcoef(found.T)
-    assert (correlations - torch.eye(16)).abs().max() < 0.2
-    assert torch.corrcoef(plain(given).flatten(0, 1).T).fill_diagonal_(0).abs().max() > 0.1
+def salient(given: torch.Tensor) -> torch.Tensor:
+    """What the prefix is made from, written out patch by patch; the first token is the encoder's class token."""
+    found = []
+    for image in given[:, 1:]:
+        away = [patch - image.mean(0) for patch in image]
+        total = sum(float(a @ a) for a in away)
+        found.append(sum((float(a @ a) / total) * a for a in away))
+    return F.layer_norm(torch.stack(found), (given.shape[-1],))
+
+
+def test_prefix_gives_each_token_the_same_features_in_a_slot_of_its_own():
+    prefix = Prefix(PrefixConfig(num_query_tokens=3, components=5, scale=0.5), ENCODER)
+    found = prefix(patches()).unflatten(-1, (3, 6))
+    for token in range(3):
+        torch.testing.assert_close(
+            found[:, token, token, :5], 0.5 * salient(patches())[:, :5]
+        )  # nothing calibrated yet
+        torch.testing.assert_close(found[:, token, token, 5], torch.full((2,), 0.5 * 5**0.5))
+        assert not found[:, token, [n for n in range(3) if n != token]].any()
+
+
+def test_prefix_sees_an_object_and_not_how_large_its_background_is():
+    prefix = Prefix(PrefixConfig(components=16), ENCODER)
+    thing, ground = patches(2)[0, 1], patches(2)[1, 1]
+    small, large = ground.repeat(2, 17, 1).split(1)
+    small[:, 5], large[:, 5:8] = thing, thing
+    torch.testing.assert_close(prefix(small), prefix(large))
+    assert prefix(ground.repeat(1, 17, 1)).isfinite().all()  # an empty image has nothing that stands out
+
+
+def test_prefix_takes_the_main_directions_from_images_and_brings_them_to_one_size():
+    mixed = torch.randn(200, 3, generator=torch.Generator().manual_seed(1)) * torch.tensor([3.0, 1.0, 0.1])
+    given = patches(200) * 1e-4
+    given[:, 1] += mixed @ torch.randn(3, 16, generator=torch.Generator().manual_seed(2))
+    prefix = Prefix(PrefixConfig(num_query_tokens=2, components=2, scale=1.0), ENCODER)
+    prefix.calibrate(given)
+    found = prefix(given).unflatten(-1, (2, 3))[:, 0, 0, :2]
+    torch.testing.assert_close(found.mean(0), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.cov(found.T, correction=0), torch.eye(2), atol=1e-2, rtol=0)
+
+
+def test_prefix_cannot_keep_more_directions_than_there_are():
+    with pytest.raises(ConfigError, match="components: 17 of a feature that is only 16 wide"):
+        Prefix(PrefixConfig(components=17), ENCODER)

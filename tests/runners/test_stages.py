@@ -45,12 +45,13 @@ def test_what_learns_is_held_in_float32(tiny_values, tmp_path):
 
 
 def test_other_settings_of_a_part_are_refused(tiny_values, tmp_path):
-    """Weights alone do not tell: a merge of two patches has none."""
-    tiny_values["model"]["resampler"]["neighbours"] = 4
+    """Weights alone do not tell: neither size nor tensors know the scale."""
+    prefix = {"type": "prefix", "num_query_tokens": 2, "components": 4}
+    tiny_values["model"]["resampler"] = prefix
     train(tiny_values, tmp_path / "one")
     tiny_values["model"]["init_from"] = str(tmp_path / "one/checkpoints/latest")
-    tiny_values["model"]["resampler"] = {"type": "pool", "grid": 2, "scale": 0.5}
-    with pytest.raises(CheckpointError, match="resampler"):
+    tiny_values["model"]["resampler"] = prefix | {"scale": 0.5}
+    with pytest.raises(CheckpointError, match=r"other settings of the resampler: scale 0\.2 \(yours: 0\.5\)"):
         train(tiny_values, tmp_path / "two")
 
 
