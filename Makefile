@@ -9,6 +9,7 @@ export OMP_WAIT_POLICY ?= passive
 # Both stages of alignment on real images, their scores, and a question about an image the model never saw.
 quickstart: $(VENV)/.installed assets
 	$(BIN)/python train.py --cfg-path configs/mini_stage1.yaml --options run.resume=true
+	$(BIN)/python train.py --cfg-path configs/mini_stage2_presence.yaml --options run.resume=true
 	$(BIN)/python train.py --cfg-path configs/mini_stage2.yaml --options run.resume=true
 	@echo "== stage 1 alone, asked 1,000 questions about images it never saw"
 	$(BIN)/python -m minigpt4 evaluate --options evaluation.samples=1000 model.init_from=output/mini_stage1/checkpoints/latest evaluation.output=output/mini_stage1/score.jsonl
@@ -22,9 +23,9 @@ quickstart: $(VENV)/.installed assets
 # The checkpoint that travels with the package: three runs, and its score on the whole test split.
 mini-checkpoint: $(VENV)/.installed assets
 	$(BIN)/python train.py --cfg-path configs/mini_stage1.yaml --options run.resume=true
-	$(BIN)/python train.py --cfg-path configs/mini_long_presence.yaml --options run.resume=true
-	$(BIN)/python train.py --cfg-path configs/mini_long.yaml --options run.resume=true
-	$(BIN)/python -m minigpt4 evaluate --options model.init_from=output/mini_long/checkpoints/latest evaluation.output=output/mini_long/score.jsonl
+	$(BIN)/python train.py --cfg-path configs/mini_stage2_presence.yaml --options run.resume=true
+	$(BIN)/python train.py --cfg-path configs/mini_stage2_long.yaml --options run.resume=true
+	$(BIN)/python -m minigpt4 evaluate --options model.init_from=output/mini_stage2_long/checkpoints/latest evaluation.output=output/mini_stage2_long/score.jsonl
 
 test: $(VENV)/.installed assets
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
