@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -325,6 +326,17 @@ def test_questions_are_the_images_own_in_a_drawn_order(easy: Path) -> None:
     few = [example(item) for item in islice(easy_vqa(easy, "questions", questions_per_image=1).stream(1, 0, 1), 50)]
     assert {len(item.dialogue.turns) for item in few} == {1}
     assert len({item.dialogue.turns[0].question for item in few}) > 6
+
+
+@pytest.mark.skipif(not is_cached("easy-vqa"), reason="python -m minigpt4 assets easy-vqa has not been run")
+def test_negated_questions_are_left_out_when_not_wanted() -> None:
+    config = EasyVQA.Config(
+        path="asset:easy-vqa", form="questions", balanced=True, questions_per_image=6, negated=False
+    )
+    source = EasyVQA(config, "x")
+    asked = [turn.question for n in range(200) for turn in source.example(n, random.Random(n)).dialogue.turns]
+    assert len(asked) > 400
+    assert not [question for question in asked if {"no", "not"} & set(question.split())]
 
 
 @pytest.mark.skipif(not is_cached("easy-vqa"), reason="python -m minigpt4 assets easy-vqa has not been run")
