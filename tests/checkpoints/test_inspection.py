@@ -76,7 +76,7 @@ def test_a_vicuna_folder_is_told_by_its_config(width, rows, which, tmp_path):
 def test_our_checkpoints_are_explained_from_folder_file_and_run(tmp_path):
     kept = shipped("eval_configs", "mini")
     shown = str(inspect(kept))
-    for fact in ("step 900 of 900", "template chatml", "7200 samples, 186369 tokens", "asset:smollm2-135m-instruct"):
+    for fact in ("step 600 of 600", "template chatml", "7200 samples, 229256 tokens", "asset:smollm2-135m-instruct"):
         assert fact in shown
     assert str(inspect(kept / "model.safetensors")) == shown
     shutil.copytree(kept, tmp_path / "checkpoints" / "latest")

@@ -195,7 +195,7 @@ TRAINING: list[tuple[str, Spoil, str]] = [
     ("unexpected tensor", eva_weights(lambda t: {**t, "extra": torch.zeros(1)}), "1 unexpected: extra"),
     ("not a dictionary of tensors", eva_weights(lambda t: [1]), "holds a list, not a dictionary of tensors"),
     ("language model without config", language_model(config=None), "no config.json there"),
-    ("language model truncated", language_model(model="cut"), "cannot be loaded as a causal language model"),
+    ("language model truncated", language_model(model="cut"), "model.safetensors: truncated or not a safetensors file"),
     ("language model without tokenizer", language_model(tokenizer=None, tokenizer_config=None), "tokenizer"),
     # data
     (

@@ -63,7 +63,8 @@ def test_killed_at_random_and_resumed_it_is_the_same_run(tiny_values, tmp_path, 
     }
     train(tiny_values, tmp_path / "whole", **run)
     file = write(tiny_values, tmp_path / "killed", **run)
-    kills = train_through_kills(file, tmp_path / "killed", random.Random(seed), longest=0.35)
+    whole_seconds = sum(line.get("seconds", 0.0) for line in read_metrics(tmp_path / "whole"))
+    kills = train_through_kills(file, tmp_path / "killed", random.Random(seed), longest=whole_seconds / 4)
     assert kills >= 2
     assert series(tmp_path / "killed") == series(tmp_path / "whole")
     skips = [
