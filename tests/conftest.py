@@ -63,18 +63,22 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+EVA = {
+    "type": "eva_vit_g",
+    "weights": "random",
+    "image_size": 28,
+    "patch_size": 7,
+    "embed_dim": 16,
+    "depth": 2,
+    "num_heads": 2,
+}
+"""Values of a tiny EVA-ViT: 16 patches and the class token, 16 wide."""
+
+
 def tiny_model_values(tiny_llm: Path) -> dict[str, Any]:
     """Values of the model section of a tiny EVA + merge + LLaMA."""
     return {
-        "vision_encoder": {
-            "type": "eva_vit_g",
-            "weights": "random",
-            "image_size": 28,
-            "patch_size": 7,
-            "embed_dim": 16,
-            "depth": 2,
-            "num_heads": 2,
-        },
+        "vision_encoder": EVA,
         "resampler": {"type": "merge", "neighbours": 4},
         "language_model": {"path": str(tiny_llm), "dtype": "float32"},
     }

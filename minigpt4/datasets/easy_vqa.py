@@ -71,8 +71,8 @@ class EasyVQA(IndexedSource):
         there that is not. In the set itself five of six yes/no questions ask for what is not there, and a model can do
         well on them without looking. Needs `questions_per_image`."""
         negated: bool = True
-        """Ask negated questions ("is there not a red shape?") as well. Whether something is there is learnt several
-        times sooner without them, and they are learnt soon once it is."""
+        """Ask negated questions ("is there not a red shape?") as well. Without them a first run can learn whether
+        something is there, and leave negation to the next."""
         prompts: str = "alignment"
         """Instructions answered by a description (`conversations` only): a shipped file in `prompts/`, or a
         path."""

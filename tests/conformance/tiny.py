@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from tests import REFERENCE
+from tests.conftest import EVA
 
 EACH, DONE = "{% for m in messages %}", "{% endfor %}"
 CHATML = (
@@ -132,15 +133,6 @@ LLMS: dict[str, Llm] = {
 }
 GEMMA_SPECIAL = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "chat_template": GEMMA}
 
-EVA = {
-    "type": "eva_vit_g",
-    "weights": "random",
-    "image_size": 28,
-    "patch_size": 7,
-    "embed_dim": 16,
-    "depth": 2,
-    "num_heads": 2,
-}
 QFORMER = {
     "type": "qformer",
     "weights": "random",

@@ -41,7 +41,6 @@ from minigpt4.models.vision import EvaViTG
 from minigpt4.processors.image import ImageProcessor
 
 IMAGE_TOKEN = "<image>"
-FORMAT = PROMPT_FORMAT
 _INSTEAD = (
     "use --to prompt-embeds: it works with every model, and a stock server of the untouched language model answers"
 )
@@ -121,7 +120,7 @@ def _write(loaded: LoadedModel, folder: Path, name: str, shard_bytes: int) -> No
     # Without num_query_tokens the processor leaves text alone; with it, it would put the image in front of BOS.
     Blip2Processor(image_processor, tokenizer, num_query_tokens=None).save_pretrained(folder)
     form = prompt_format(loaded, image_token.id)
-    (folder / FORMAT).write_text(json.dumps(form, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / PROMPT_FORMAT).write_text(json.dumps(form, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     example = resources.files(__package__).joinpath("example.py").read_text(encoding="utf-8")
     (folder / "example.py").write_text(example, encoding="utf-8")
     card = model_card(loaded, name, image_token.id, norm_difference(loaded))
