@@ -78,7 +78,7 @@ EVA = {
 def tiny_model_values(tiny_llm: Path) -> dict[str, Any]:
     """Values of the model section of a tiny EVA + merge + LLaMA."""
     return {
-        "vision_encoder": EVA,
+        "vision_encoder": dict(EVA),
         "resampler": {"type": "merge", "neighbours": 4},
         "language_model": {"path": str(tiny_llm), "dtype": "float32"},
     }
