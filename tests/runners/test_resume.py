@@ -35,7 +35,8 @@ def train_through_kills(file: Path, folder: Path, generator: random.Random, long
             if metrics.exists() and metrics.stat().st_mtime_ns != before and metrics.stat().st_size:
                 break
             time.sleep(0.002)
-        process.join(generator.uniform(0, longest * 1.1**kills))  # a slow machine needs longer between two checkpoints
+        # The first two come soon, lest a fast run be through before; a slow one needs longer between checkpoints.
+        process.join(generator.uniform(0, min(longest, 0.05) if kills < 2 else longest * 1.1**kills))
         if not process.is_alive():
             assert process.exitcode == 0
             return kills
