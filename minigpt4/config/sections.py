@@ -55,6 +55,9 @@ class RunSection:
     """Gradients are clipped to this norm; 0 turns clipping off."""
     gradient_checkpointing: bool = False
     """Recompute the language model's activations in the backward pass: less memory, a third more time."""
+    shard_language_model: bool = False
+    """Spread the frozen language model over the ranks (FSDP), for one that fills a GPU: each rank holds a part of every
+    layer and gathers the rest when it is needed, which takes time."""
 
     log_every_steps: int = 10
     """Steps between two lines of metrics.jsonl."""

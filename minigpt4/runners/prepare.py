@@ -41,6 +41,8 @@ def check_run(config: Config) -> None:
         problems += error.problems
     if config.run.total_steps < 1:
         problems.append("run.total_steps: must be at least 1: pass --options run.total_steps=N")
+    if config.run.shard_language_model and "language_model" in config.model.trainable:
+        problems.append("run.shard_language_model: spreads a frozen language model, and model.trainable names it")
     if not config.datasets.train:
         problems.append("datasets.train: names no data set to train on")
     if problems:

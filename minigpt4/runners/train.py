@@ -39,6 +39,7 @@ from minigpt4.runners.prepare import (
 )
 from minigpt4.runners.progress import Progress, Window, accumulation_steps, start_block, warn_of_guess
 from minigpt4.runners.schedule import learning_rate
+from minigpt4.runners.sharding import shard_language_model
 from minigpt4.runners.snapshot import Origin, RunState, Snapshots
 from minigpt4.runners.validation import Validation, validate
 
@@ -115,7 +116,11 @@ class TrainRunner:
         sources = build_sources(self.config.datasets.train)
         controls = build_sources(self.config.datasets.validation)
         self.loaded = assemble(self.config)
-        self.model = self.loaded.model.to(self.accelerator.device)
+        self.model = self.loaded.model
+        identities = identify(self.model, self.model.learnt_names())
+        if run.shard_language_model:
+            shard_language_model(self.model, self.accelerator)
+        self.model.to(self.accelerator.device)
         if resumed is None and self.loaded.manifest is None:
             calibrate(self.loaded, sources)
         self._training_mode()
@@ -124,7 +129,6 @@ class TrainRunner:
         optimizer = torch.optim.AdamW(groups, betas=run.adam_betas, eps=run.adam_eps)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.metrics = MetricsLog(self.accelerator, self.folder)
-        identities = identify(self.model, self.model.learnt_names())
         origin = Origin(identities, stage_after(self.loaded.manifest), data_hash(sources))
         self.snapshots = Snapshots(self.config, self.store, self.accelerator, self.model, self.optimizer, origin)
         if resumed is not None:

@@ -70,13 +70,16 @@ def validate(model: MiniGPT4, batches: Sequence[Batch], accelerator: Accelerator
     was_training = model.training
     model.eval()
     totals = torch.zeros(3, 2, dtype=torch.float64)
-    for batch in batches[accelerator.process_index :: accelerator.num_processes]:
+    for first in range(0, len(batches), accelerator.num_processes):
+        # Ranks between which a language model is spread must all run it as often: what is too much is not counted.
+        turn = first + accelerator.process_index
+        batch = batches[min(turn, len(batches) - 1)]
         shuffled = shuffle_images(batch)
-        own = _total(model, batch, accelerator)
-        totals[0] += own
-        if shuffled is not None:
-            totals[1] += own
-            totals[2] += _total(model, shuffled, accelerator)
+        own, other = (_total(model, each, accelerator) for each in (batch, batch if shuffled is None else shuffled))
+        if turn < len(batches):
+            totals[0] += own
+        if turn < len(batches) and shuffled is not None:
+            totals[1:] += torch.stack([own, other])
     model.train(was_training)
     totals = accelerator.reduce(totals.float().to(accelerator.device), "sum").cpu()
     return Validation(*(float(s / n) if n else math.nan for s, n in totals))

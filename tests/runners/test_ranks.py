@@ -7,6 +7,7 @@ the very samples that one process with four sees: the comparison is of the same 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,26 @@ def test_when_one_rank_fails_no_rank_says_it_succeeded(tiny_values, tmp_path):
     codes = train_on_ranks([good, bad], output=tmp_path / "errors")
     assert all(code not in (0, None) for code in codes), codes
     assert "error on rank 1: bad:" in (tmp_path / "errors1").read_text()
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_language_model_spread_over_ranks_trains_like_a_whole_one(lora, tiny_values, tmp_path):
+    tiny_values["datasets"]["validation"] = tiny_values["datasets"]["train"]
+    if lora:
+        tiny_values["model"]["trainable"] = ["llama_proj", "lora"]
+        tiny_values["model"]["language_model"]["lora"] = {"rank": 2}
+    # Three batches of validation for two ranks, the last without a control; accumulation; recomputed activations.
+    run = {"min_learning_rate": 0.01, "validate_every_steps": 2, "gradient_checkpointing": True}
+    whole = train(tiny_values, tmp_path / "one", **run, batch_size_per_rank=2, validation_samples=5)
+    for part in ({"total_steps": 2}, {"resume": True}):
+        split = {"batch_size_per_rank": 1, "validation_samples": 5, "shard_language_model": True}
+        file = write(tiny_values, tmp_path / "two", **run, **split, **part)
+        assert train_on_ranks([file, file]) == [0, 0]
+    assert_same_training(tmp_path / "one", tmp_path / "two")
+    one, two = (read_metrics(tmp_path / name)[-1] for name in ("one", "two"))
+    for name in ("validation_loss", "validation_loss_shuffled_images"):
+        assert one[name] == pytest.approx(two[name], rel=1e-5)
+    held, every = re.findall(r"2 ranks: ([\d,]+) of ([\d,]+)", (tmp_path / "two" / "log.txt").read_text())[-1]
+    layers = whole.model.language_model.model.get_decoder().layers
+    frozen = sum(parameter.numel() for parameter in layers.parameters() if not parameter.requires_grad)
+    assert int(every.replace(",", "")) - int(held.replace(",", "")) == frozen // 2
