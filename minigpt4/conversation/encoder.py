@@ -34,7 +34,8 @@ class ConversationSection:
     max_tokens: int = 2048
     """Longest row in tokens, image positions included; a longer sample is skipped and counted."""
     isolate_turns: bool = False
-    """Mask the turns of a sample from one another: each is then a first turn, and no answer can be read off another."""
+    """Keep the turns of a dialogue from one another: each is then a first turn, and no answer can be read off another.
+    In chat, too, a question is then answered without those before it, as the model learnt it; it sees all images."""
 
     def __post_init__(self) -> None:
         """Refuse a template that does not exist; the tokenizer's own is known only once it is loaded."""
@@ -118,7 +119,7 @@ class ConversationEncoder:
         """Encode a dialogue whose last turn the model is to answer.
 
         With `compat: ours` the ids equal those that `encode` gives the same dialogue, up to the answer; earlier answers
-        are whole, however long, and stand as the ids they were given in.
+        are whole, however long, and stand as the ids they were given in; with `isolate_turns` there are none.
 
         Raises:
             ConversationError: marks and images differ in number, or there is nothing to encode.
@@ -126,6 +127,8 @@ class ConversationEncoder:
         if not dialogue.turns:
             raise ConversationError(f"{sample_id}: there is no turn to answer", cause="no question")
         placed = place_images(dialogue, num_images, sample_id)
+        if self.settings.isolate_turns and len(dialogue.turns) > 1:
+            placed = _alone(dialogue, dialogue.turns[-1], num_images)
         encoded = self._join(list(self._spans(self.chat_template, placed, whole_answers=True)), [])
         if not len(encoded.input_ids):
             raise ConversationError(f"{sample_id}: the prompt is empty; ask a question or give an image", cause="empty")
@@ -174,9 +177,7 @@ class ConversationEncoder:
         trunk: list[_Span] = []
         branches: list[list[_Span]] = []
         for turn in dialogue.turns:
-            words = replace(turn, question=turn.question.replace(IMAGE_MARK, "").strip())
-            single = place_images(replace(dialogue, turns=(words,)), num_images, sample_id)
-            spans = list(self._spans(self.training_template, single))
+            spans = list(self._spans(self.training_template, _alone(dialogue, turn, num_images)))
             cut = max((n for n, span in enumerate(spans) if span.image), default=-1) + 1
             trunk = spans[:cut]
             branches.append(spans[cut:])
@@ -219,3 +220,9 @@ class ConversationEncoder:
             positions,
             branch_ids,
         )
+
+
+def _alone(dialogue: Dialogue, turn: Turn, num_images: int) -> Dialogue:
+    """Return the dialogue with one turn only, all images in front of its question."""
+    words = replace(turn, question=turn.question.replace(IMAGE_MARK, "").strip())
+    return place_images(replace(dialogue, turns=(words,)), num_images, "")

@@ -191,6 +191,21 @@ def test_isolated_turns_are_the_single_turns_token_by_token(template, kind, imag
             assert torch.equal(getattr(row, name)[seen], getattr(single, name)), name
 
 
+@pytest.mark.parametrize(("template", "kind"), CASES)
+def test_a_prompt_of_isolated_turns_is_the_last_question_alone_with_all_images(template, kind):
+    found = encoder(TOKENIZERS[kind], isolate_turns=True, template=template)
+    talk = dialogue(("<ImageHere> What is it?", "A bird."), ("<ImageHere> And here?", "A cat."), ("Where?", None))
+    prompt = found.encode_prompt(talk, num_images=2)
+    alone = found.encode_prompt(dialogue(("<ImageHere><ImageHere> Where?", None)), num_images=2)
+    assert prompt.input_ids.tolist() == alone.input_ids.tolist()
+    learnt = found.encode(dialogue(("What is it?", "A bird."), ("Where?", "Here.")), num_images=2, sample_id="s")
+    seen = (learnt.branch_ids == 0) | (learnt.branch_ids == 2)
+    row = learnt.input_ids[seen].tolist()
+    assert prompt.input_ids.tolist() == row[: len(prompt.input_ids)]
+    with pytest.raises(ConversationError, match=r"prompt: the questions mention 2 image\(s\), but the sample has 1"):
+        found.encode_prompt(talk, num_images=1)
+
+
 def test_isolated_turns_share_their_images():
     found = encoder(template="vicuna_v0", isolate_turns=True)
     with pytest.raises(ConversationError, match="row 7: a later question places an image"):

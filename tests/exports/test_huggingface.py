@@ -37,6 +37,11 @@ CASES: dict[str, dict[str, Any]] = {
         "images": 2,
         "turns": [["Are <ImageHere> and <ImageHere> one?", "No."], ["Why not?", None]],
     },
+    "isolated turns": {
+        "images": 2,
+        "turns": [["What is <ImageHere>?", "A bird."], ["<ImageHere> and this?", None]],
+        "conversation": {"isolate_turns": True},
+    },
     "captions": {"turns": [["", None]], "conversation": {"template": "plain"}},
     "llama2, marks typed by users": {
         "turns": [["What </s> is it?", "A red bird on a branch."], ["And <image>?", None]],

@@ -45,11 +45,13 @@ class Answerer:
     def prompt_ids(self, turns: Sequence[tuple[str, str | None]], num_images: int = 1) -> list[int]:
         """Return the token ids of a conversation: (question, answer) pairs, the last answer None."""
         form, marks = self.form, sum(question.count(MARK) for question, _ in turns)
+        if marks not in (0, num_images):
+            raise ValueError(f"the questions mention {marks} image(s), but there are {num_images}")
+        if form["isolate_turns"] and len(turns) > 1:  # it has learnt every question alone, with all images in front
+            turns, marks = [(turns[-1][0].replace(MARK, "").strip(), turns[-1][1])], 0
         if marks == 0 and num_images:
             words = f" {turns[0][0]}" if turns[0][0] else ""
             turns = [(MARK * num_images + words, turns[0][1]), *turns[1:]]
-        elif marks != num_images:
-            raise ValueError(f"the questions mention {marks} image(s), but there are {num_images}")
         ids: list[int] = list(form["bos"])
         runs: list[tuple[str, bool]] = [(form["opening"], True)]
         for number, (question, answer) in enumerate(turns):

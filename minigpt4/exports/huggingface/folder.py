@@ -220,6 +220,7 @@ def prompt_format(loaded: LoadedModel, image_token_id: int) -> dict[str, Any]:
         "image": template.image.split(IMAGE_MARK),
         "end": encoder.training_template.end,
         "answers_apart": template.answers_apart,
+        "isolate_turns": encoder.settings.isolate_turns,
         "special_tokens": tokenizer.special_tokens,
         "eos_token_ids": end_token_ids(loaded),
         "image_token_id": image_token_id,
