@@ -11,7 +11,8 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -37,6 +38,7 @@ DESCRIPTIONS = (
     "This is an image of {}.",
     "There is {} in the image.",
 )
+_ASKED = ("what", "presence", "negated")
 Kind = Literal["shape", "colour", "yes/no", "yes/no negated"]
 
 
@@ -66,13 +68,10 @@ class EasyVQA(IndexedSource):
         """Questions drawn per sample; 0 takes all of the image's."""
         image_range: tuple[int, int] = (0, 0)
         """Images with a number from the first up to, not including, the second; (0, 0) takes all."""
-        balanced: bool = False
-        """Ask three kinds of question alike: what it is, whether something is there that is, and whether something is
-        there that is not. In the set itself five of six yes/no questions ask for what is not there, and a model can do
-        well on them without looking. Needs `questions_per_image`."""
-        negated: bool = True
-        """Ask negated questions ("is there not a red shape?") as well. Without them a first run can learn whether
-        something is there, and leave negation to the next."""
+        ask: dict[str, int] = field(default_factory=dict)
+        """In place of `questions_per_image`: questions of each kind per image. `what`: its shape, its colour.
+        `presence` and `negated` ("is there not a red shape?"), even numbers: half about what is there, half about what
+        is not. In the set itself five of six ask for what is not there, and a model can do well without looking."""
         prompts: str = "alignment"
         """Instructions answered by a description (`conversations` only): a shipped file in `prompts/`, or a
         path."""
@@ -82,10 +81,18 @@ class EasyVQA(IndexedSource):
             first, end = self.image_range
             if self.image_range != (0, 0) and not 0 <= first < end:
                 raise ValueError(f"image_range must be (first, end) with 0 <= first < end, found {self.image_range}")
-            if self.balanced and self.questions_per_image < 3:
-                raise ValueError("balanced needs questions_per_image of 3 or more")
             if self.questions_per_image < 0:
                 raise ValueError(f"questions_per_image must be 0 or more, found {self.questions_per_image}")
+            if self.ask and self.questions_per_image:
+                raise ValueError("ask and questions_per_image exclude each other")
+            wrong = [kind for kind in self.ask if kind not in _ASKED]
+            if wrong:
+                raise ValueError(f"ask: unknown kind {wrong[0]!r}; the kinds are {', '.join(_ASKED)}")
+            if self.ask and sum(self.ask.values()) < 1:
+                raise ValueError("ask: asks nothing")
+            for kind, number in self.ask.items():
+                if number < 0 or (kind != "what" and number % 2):
+                    raise ValueError(f"ask.{kind} must be 0 or more{'' if kind == 'what' else ', and even'}: {number}")
 
     def __init__(self, config: Config, name: str) -> None:
         super().__init__(config, name)
@@ -94,12 +101,16 @@ class EasyVQA(IndexedSource):
         groups: dict[int, list[Question]] = defaultdict(list)
         first, end = config.image_range
         every = questions(config.path, config.split)
-        if not config.negated:
-            every = [question for question in every if not _is_negated(question.text)]
-        self._wordings = _wordings(every)
+        self._wordings = {"presence": _wordings(every, negated=False), "negated": _wordings(every, negated=True)}
+        for kind, wordings in self._wordings.items():
+            never = [thing for thing in (*COLOURS, *SHAPES) if thing not in wordings]
+            if config.ask.get(kind) and never:
+                raise DataError(f"{name}: ask.{kind}: no question of {config.split} asks for {never[0]}", cause="row")
         for question in every:
             if not end or first <= question.image_id < end:
                 groups[question.image_id].append(question)
+        if config.ask:  # of a few images the questions tell too little to ask more
+            groups = {number: asked for number, asked in groups.items() if self._by_kind(asked, random.Random(0))}
         if not groups:
             raise DataError(f"{name}: {config.split} has no image in image_range {config.image_range}", cause="missing")
         self._groups = sorted(groups.items())
@@ -123,7 +134,7 @@ class EasyVQA(IndexedSource):
             subject = subject_of(asked)
             turns = [Turn("", draw.choice(CAPTIONS).format(subject))]
         else:
-            chosen = self._balanced(asked, draw) if self.config.balanced else self._drawn(asked, draw)
+            chosen = self._by_kind(asked, draw) if self.config.ask else self._drawn(asked, draw)
             turns = [Turn(question.text, question.answer) for question in chosen]
             if self.config.form == "conversations":
                 description = draw.choice(DESCRIPTIONS).format(subject_of(asked))
@@ -136,23 +147,20 @@ class EasyVQA(IndexedSource):
         """Return questions of an image as the set has them, in random order."""
         return draw.sample(asked, min(self.config.questions_per_image or len(asked), len(asked)))
 
-    def _balanced(self, asked: list[Question], draw: random.Random) -> list[Question]:
-        """Return as many questions of each kind, those about presence in wordings drawn from the whole set."""
-        each = self.config.questions_per_image // 3
-        known = [word for word in facts_of(asked) if word in self._wordings]
-        image_id = asked[0].image_id
-        chosen = [question for question in asked if question.answer not in ("yes", "no")]
-        chosen = draw.sample(chosen, min(each, len(chosen)))
-        for word in known:
-            alike = COLOURS if word in COLOURS else SHAPES
-            others = [other for other in alike if other != word and other in self._wordings]
-            for _ in range(max(1, each // len(known)) if others else 0):
-                for thing in (word, draw.choice(others)):
-                    text = draw.choice(self._wordings[thing])
-                    answer = "yes" if (thing == word) != _is_negated(text) else "no"
-                    chosen.append(Question(text, answer, image_id))
+    def _by_kind(self, asked: list[Question], draw: random.Random) -> list[Question]:
+        """Return as many questions of each kind as `ask` says, yes/no ones in wordings drawn from the whole set."""
+        what = [question for question in asked if question.answer not in ("yes", "no")]
+        chosen = draw.sample(what, min(self.config.ask.get("what", 0), len(what)))
+        known = [word for word in facts_of(asked) if word]
+        for kind in ("presence", "negated"):
+            draw.shuffle(known)
+            for word in islice(cycle(known), self.config.ask.get(kind, 0) // 2):
+                other = draw.choice([thing for thing in (COLOURS if word in COLOURS else SHAPES) if thing != word])
+                for thing in (word, other):
+                    answer = "yes" if (thing == word) != (kind == "negated") else "no"
+                    chosen.append(Question(draw.choice(self._wordings[kind][thing]), answer, asked[0].image_id))
         draw.shuffle(chosen)
-        return chosen or self._drawn(asked, draw)
+        return chosen
 
 
 def questions(path: str | Path, split: Literal["train", "test"]) -> list[Question]:
@@ -204,11 +212,11 @@ def subject_of(asked: Sequence[Question]) -> str:
     return " ".join(["a", *([colour] if colour else []), shape or "shape"])
 
 
-def _wordings(every: Sequence[Question]) -> dict[str, list[str]]:
-    """Return, by the colour or shape asked for, every wording in which the set asks whether it is there."""
+def _wordings(every: Sequence[Question], *, negated: bool) -> dict[str, list[str]]:
+    """Return, by colour or shape, every wording in which the set asks whether it is there."""
     found: dict[str, set[str]] = defaultdict(set)
     for question in every:
-        if question.answer in ("yes", "no"):
+        if question.answer in ("yes", "no") and _is_negated(question.text) == negated:
             for word in set(question.text.rstrip("?").split()) & {*COLOURS, *SHAPES}:
                 found[word].add(question.text)
     return {word: sorted(texts) for word, texts in found.items()}

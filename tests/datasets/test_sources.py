@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
+import re
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from minigpt4.assets import is_cached, resolve
+from minigpt4.assets import is_cached
 from minigpt4.conversation.dialogue import Turn
 from minigpt4.conversation.prompts import read_prompts
 from minigpt4.datasets.aligned_pairs import AlignedPairs
@@ -329,35 +329,53 @@ def test_questions_are_the_images_own_in_a_drawn_order(easy: Path) -> None:
 
 
 @pytest.mark.skipif(not is_cached("easy-vqa"), reason="python -m minigpt4 assets easy-vqa has not been run")
-def test_negated_questions_are_left_out_when_not_wanted() -> None:
-    config = EasyVQA.Config(
-        path="asset:easy-vqa", form="questions", balanced=True, questions_per_image=6, negated=False
-    )
-    source = EasyVQA(config, "x")
-    asked = [turn.question for n in range(200) for turn in source.example(n, random.Random(n)).dialogue.turns]
-    assert len(asked) > 400
-    assert not [question for question in asked if {"no", "not"} & set(question.split())]
-
-
-@pytest.mark.skipif(not is_cached("easy-vqa"), reason="python -m minigpt4 assets easy-vqa has not been run")
-def test_balanced_questions_are_true_and_presence_cannot_be_guessed() -> None:
-    folder = resolve("asset:easy-vqa")
-    right = {(q.text, q.image_id): q.answer for q in questions(folder, "train")}
-    config = EasyVQA.Config(path="asset:easy-vqa", form="questions", balanced=True, questions_per_image=8)
+@pytest.mark.parametrize(
+    ("ask", "number"),
+    [({"what": 1, "presence": 8}, 9), ({"negated": 2}, 2), ({"what": 2, "presence": 2, "negated": 4}, 8)],
+)
+def test_asked_by_kind_the_answers_are_true_and_presence_cannot_be_guessed(ask, number) -> None:
+    right = {(q.text, q.image_id): q.answer for q in questions("asset:easy-vqa", "train")}
+    config = EasyVQA.Config(path="asset:easy-vqa", form="questions", ask=ask)
     known = 0
-    there = {True: 0, False: 0}
-    for item in islice(EasyVQA.from_config(config, name="easy").stream(1, 0, 1), 400):
-        number = int(example(item).id.rpartition("/")[2])
-        for turn in example(item).dialogue.turns:
-            own = right.get((turn.question, number))
+    found: Counter[str] = Counter()
+    for item in map(example, islice(EasyVQA.from_config(config, name="easy").stream(1, 0, 1), 400)):
+        image = int(item.id.rpartition("/")[2])
+        assert number - ask.get("what", 0) <= len(item.dialogue.turns) <= number
+        for turn in item.dialogue.turns:
+            own = right.get((turn.question, image))
             known += own is not None
-            assert own in (None, turn.answer), (number, turn)
+            assert own in (None, turn.answer), (image, turn)
+            kind = "what"
             if turn.answer in ("yes", "no"):
-                negated = bool({"not", "no"} & set(turn.question.split()))
-                there[(turn.answer == "yes") != negated] += 1
-    assert known > 300, "many drawn questions are ones that the set itself asks of the image"
-    assert there[True] > 500
-    assert there[True] == pytest.approx(there[False], rel=0.05), "only images that tell nothing are not balanced"
+                kind = "negated" if {"not", "no"} & set(turn.question.split()) else "presence"
+            found[kind] += 1
+            found["yes"] += turn.answer == "yes"
+    assert known > 50, "many drawn questions are ones that the set itself asks of the image"
+    assert found["presence"] == 400 * ask.get("presence", 0)
+    assert found["negated"] == 400 * ask.get("negated", 0)
+    assert 0.9 * 400 * ask.get("what", 0) * 0.5 <= found["what"] <= 400 * ask.get("what", 0)
+    assert found["yes"] == (found["presence"] + found["negated"]) / 2
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        ({"wat": 1}, "ask: unknown kind 'wat'; the kinds are what, presence, negated"),
+        ({"presence": 3}, "ask.presence must be 0 or more, and even: 3"),
+        ({"what": -1, "presence": 2}, "ask.what must be 0 or more: -1"),
+        ({"what": 0}, "ask: asks nothing"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(ask, message) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        EasyVQA.Config(path="x", form="questions", ask=ask)
+    with pytest.raises(ValueError, match="ask and questions_per_image exclude each other"):
+        EasyVQA.Config(path="x", form="questions", ask={"what": 1}, questions_per_image=1)
+
+
+def test_a_set_that_never_asks_so_cannot_be_asked_by_kind(easy: Path) -> None:
+    with pytest.raises(DataError, match=r"easy: ask\.negated: no question of train asks for \w+"):
+        easy_vqa(easy, "questions", ask={"negated": 2})
 
 
 def test_conversations_hold_one_description_anywhere(easy: Path) -> None:
