@@ -48,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     options = [f"model.language_model.dtype={arguments.dtype}", "model.language_model.attn_implementation=sdpa"]
-    loaded = load_model("mini", options, arguments.device)
+    loaded = load_model("mini", [*options, "conversation.isolate_turns=false"], arguments.device)  # all turns are read
     endless(loaded)
     result: dict[str, Any] = {"dtype": arguments.dtype, "threads": arguments.threads, "device": arguments.device}
     Chat(loaded, ChatSection(max_new_tokens=4)).session([picture(0)]).ask(DESCRIBE)  # the first pass is slower

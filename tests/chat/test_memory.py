@@ -99,7 +99,8 @@ def test_ten_turns_with_edits_and_images_equal_reading_everything_anew(load_with
 @pytest.mark.mini
 @pytest.mark.skipif(not all(is_cached(n) for n in expand("mini")), reason="python -m minigpt4 assets mini was not run")
 def test_ten_turns_of_the_mini_model_equal_reading_everything_anew():
-    check(load_model("mini", ["model.language_model.dtype=float32"], device="cpu"), 1e-3)
+    options = ["model.language_model.dtype=float32", "conversation.isolate_turns=false"]
+    check(load_model("mini", options, device="cpu"), 1e-3)
 
 
 def test_only_what_is_new_is_read(loaded):
