@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import math
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from minigpt4.errors import MissingDependencyError
 _log = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
+WANDB_ID = "wandb_id"
 
 
 def wanted_trackers(tracking: TrackingSection) -> list[str]:
@@ -45,10 +47,21 @@ class MetricsLog:
         """Open the trackers."""
         if not self.accelerator.log_with:
             return
-        wandb = {"name": tracking.run_name or run_name, "dir": str(self.file.parent)}
-        init: dict[str, Any] = {"wandb": wandb} if tracking.wandb else {}
+        init: dict[str, Any] = {}
+        if tracking.wandb and self.accelerator.is_main_process:
+            name = tracking.run_name or run_name
+            init["wandb"] = {"name": name, "dir": str(self.file.parent), "id": self._wandb_id(), "resume": "allow"}
         flat = {key: value for key, value in _flat(config) if isinstance(value, (int, float, str, bool))}
         self.accelerator.init_trackers(tracking.project, config=flat, init_kwargs=init)
+
+    def _wandb_id(self) -> str:
+        """Return the id of the run at wandb, kept in the run folder, so that a resumed run is the same one there."""
+        file = self.file.with_name(WANDB_ID)
+        known = file.read_text(encoding="utf-8") if file.is_file() else ""
+        if not known:
+            known = uuid.uuid4().hex
+            file.write_text(known, encoding="utf-8")
+        return known
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Write the numbers of a step; what is not finite is null in the file, since JSON has no word for it."""

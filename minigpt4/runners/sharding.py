@@ -41,8 +41,8 @@ def shard_language_model(model: MiniGPT4, accelerator: Accelerator) -> None:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
     # A root of its own without weights: it lets the next layer be gathered while one computes.
     fully_shard(llm.model, mesh=mesh, ignored_params={p for p in llm.parameters() if not isinstance(p, DTensor)})
-    spread = {name: parameter for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)}
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(spread))
+    spread = [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, spread)
     _log.info(
         "the language model is spread over %d ranks: %s of %s parameters are held here",
         accelerator.num_processes,

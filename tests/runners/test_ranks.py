@@ -130,3 +130,10 @@ def test_a_language_model_spread_over_ranks_trains_like_a_whole_one(lora, tiny_v
     layers = whole.model.language_model.model.get_decoder().layers
     frozen = sum(parameter.numel() for parameter in layers.parameters() if not parameter.requires_grad)
     assert int(every.replace(",", "")) - int(held.replace(",", "")) == frozen // 2
+
+
+def test_one_rank_alone_spreads_nothing_and_says_so(tiny_values, tmp_path, caplog):
+    train(tiny_values, tmp_path / "plain")
+    train(tiny_values, tmp_path / "spread", shard_language_model=True)
+    assert "run.shard_language_model: there is one rank only, so nothing is spread" in caplog.text
+    assert_same_training(tmp_path / "plain", tmp_path / "spread", tolerance=0)

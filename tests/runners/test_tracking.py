@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import pytest
 
@@ -28,8 +29,12 @@ def test_wandb_offline_writes_into_the_run_folder(tiny_values, tmp_path, monkeyp
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.chdir(tmp_path)
     tiny_values["tracking"] = {"wandb": True, "project": "probe"}
-    train(tiny_values, tmp_path / "run")
-    assert list((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"))
+    train(tiny_values, tmp_path / "run", total_steps=2)
+    time.sleep(1.1)  # wandb names a folder by the second
+    train(tiny_values, tmp_path / "run", resume=True)
+    files = list((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 2
+    assert len({file.stem for file in files}) == 1, "a resumed run is the same run at wandb"
     assert not (tmp_path / "wandb").exists()
 
 

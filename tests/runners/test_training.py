@@ -182,6 +182,12 @@ def test_nothing_to_train_is_said(tiny_values, tmp_path):
         train(tiny_values, tmp_path / "run")
 
 
+def test_a_language_model_that_trains_cannot_be_spread_over_ranks(tiny_values, tmp_path):
+    tiny_values["model"]["trainable"] = ["language_model"]
+    with pytest.raises(ConfigError, match=r"run\.shard_language_model: spreads a frozen language model"):
+        train(tiny_values, tmp_path / "run", shard_language_model=True)
+
+
 @pytest.mark.parametrize(
     ("run", "message"),
     [
