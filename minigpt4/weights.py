@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from minigpt4.errors import WeightsError
@@ -271,7 +270,8 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]], samples: int = 64) -> str
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        flat = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().reshape(-1)
+        gathered = getattr(tensor, "full_tensor", None)  # of a tensor that is spread over ranks
+        flat = (gathered() if gathered else tensor).detach().reshape(-1)
         count = min(samples, flat.numel())
         places = torch.linspace(0, max(flat.numel() - 1, 0), count, dtype=torch.float64).long().to(flat.device)
         values = flat[places].to(device="cpu", dtype=torch.bfloat16)

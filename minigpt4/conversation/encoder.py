@@ -128,7 +128,9 @@ class ConversationEncoder:
             raise ConversationError(f"{sample_id}: there is no turn to answer", cause="no question")
         placed = place_images(dialogue, num_images, sample_id)
         if self.settings.isolate_turns and len(dialogue.turns) > 1:
-            placed = _alone(dialogue, dialogue.turns[-1], num_images)
+            last = dialogue.turns[-1]
+            has_all = last.question.count(IMAGE_MARK) == num_images
+            placed = replace(dialogue, turns=(last,)) if has_all else _alone(dialogue, last, num_images)
         encoded = self._join(list(self._spans(self.chat_template, placed, whole_answers=True)), [])
         if not len(encoded.input_ids):
             raise ConversationError(f"{sample_id}: the prompt is empty; ask a question or give an image", cause="empty")

@@ -8,6 +8,7 @@ evaluation.
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ DESCRIPTIONS = (
     "This is an image of {}.",
     "There is {} in the image.",
 )
+_log = logging.getLogger(__name__)
 _ASKED = ("what", "presence", "negated")
 Kind = Literal["shape", "colour", "yes/no", "yes/no negated"]
 
@@ -69,7 +71,7 @@ class EasyVQA(IndexedSource):
         image_range: tuple[int, int] = (0, 0)
         """Images with a number from the first up to, not including, the second; (0, 0) takes all."""
         ask: dict[str, int] = field(default_factory=dict)
-        """In place of `questions_per_image`: questions of each kind per image. `what`: its shape, its colour.
+        """In place of `questions_per_image`: questions of each kind per image. `what`: at most so many of its own.
         `presence` and `negated` ("is there not a red shape?"), even numbers: half about what is there, half about what
         is not. In the set itself five of six ask for what is not there, and a model can do well without looking."""
         prompts: str = "alignment"
@@ -83,8 +85,8 @@ class EasyVQA(IndexedSource):
                 raise ValueError(f"image_range must be (first, end) with 0 <= first < end, found {self.image_range}")
             if self.questions_per_image < 0:
                 raise ValueError(f"questions_per_image must be 0 or more, found {self.questions_per_image}")
-            if self.ask and self.questions_per_image:
-                raise ValueError("ask and questions_per_image exclude each other")
+            if self.ask and (self.questions_per_image or self.form == "captions"):
+                raise ValueError("ask excludes questions_per_image, and form: captions")
             wrong = [kind for kind in self.ask if kind not in _ASKED]
             if wrong:
                 raise ValueError(f"ask: unknown kind {wrong[0]!r}; the kinds are {', '.join(_ASKED)}")
@@ -109,10 +111,10 @@ class EasyVQA(IndexedSource):
         for question in every:
             if not end or first <= question.image_id < end:
                 groups[question.image_id].append(question)
-        if config.ask:  # of a few images the questions tell too little to ask more
-            groups = {number: asked for number, asked in groups.items() if self._by_kind(asked, random.Random(0))}
         if not groups:
             raise DataError(f"{name}: {config.split} has no image in image_range {config.image_range}", cause="missing")
+        if config.ask:
+            groups = self._askable(groups)
         self._groups = sorted(groups.items())
         _check_images(self._images, list(groups))
         self.instructions = [""]
@@ -147,8 +149,21 @@ class EasyVQA(IndexedSource):
         """Return questions of an image as the set has them, in random order."""
         return draw.sample(asked, min(self.config.questions_per_image or len(asked), len(asked)))
 
+    def _askable(self, groups: dict[int, list[Question]]) -> dict[int, list[Question]]:
+        """Return the images of which there is something to ask; the questions of a few tell neither colour nor shape.
+
+        Raises:
+            DataError: of none there is.
+        """
+        askable = {number: asked for number, asked in groups.items() if self._by_kind(asked, random.Random(0))}
+        if not askable:
+            raise DataError(f"{self.name}: of no image can be asked what `ask` wants: {self.config.ask}", cause="row")
+        if len(askable) < len(groups):
+            _log.info("%s: %d images tell too little to be asked about", self.name, len(groups) - len(askable))
+        return askable
+
     def _by_kind(self, asked: list[Question], draw: random.Random) -> list[Question]:
-        """Return as many questions of each kind as `ask` says, yes/no ones in wordings drawn from the whole set."""
+        """Return questions of each kind as `ask` says, yes/no ones in wordings drawn from the whole set."""
         what = [question for question in asked if question.answer not in ("yes", "no")]
         chosen = draw.sample(what, min(self.config.ask.get("what", 0), len(what)))
         known = [word for word in facts_of(asked) if word]

@@ -152,7 +152,10 @@ class MiniGPT4(nn.Module):
         if features is None and batch.pixel_values is not None:
             features = self.query_features(batch.pixel_values)
         image_embeds = None if features is None else self.project(features)
-        return splice(self.language_model.embed(batch.input_ids), image_embeds, batch.image_mask)
+        embeds = splice(self.language_model.embed(batch.input_ids), image_embeds, batch.image_mask)
+        if not torch.is_grad_enabled():
+            return embeds
+        return embeds + self._nothing(within_language_model=False).to(embeds.dtype)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits (N, V) at the N positions of `batch.supervised`, row by row."""
@@ -166,10 +169,20 @@ class MiniGPT4(nn.Module):
         A sum, so that the caller can divide by the number of tokens of *all* ranks and accumulated batches.
         """
         loss = token_losses(self.logits(batch), batch).sum()
-        if not torch.is_grad_enabled():
-            return loss
-        # A batch without images must still touch every trained tensor, or ranks would wait for its gradient forever.
-        return loss + sum(0.0 * p.float().sum() for p in self.parameters() if p.requires_grad)
+        return loss + self._nothing(within_language_model=True) if torch.is_grad_enabled() else loss
+
+    def _nothing(self, *, within_language_model: bool) -> Tensor:
+        """Return 0, made of every tensor that trains within the language model, or of every other one.
+
+        A batch without images must still touch all of them, or ranks would wait for its gradient forever. Those in
+        front of the language model are touched there: then the backward pass goes through it on every rank, and ranks
+        between which it is spread gather its layers together.
+        """
+        zero = torch.zeros((), device=self.device)
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and name.startswith("language_model.") == within_language_model:
+                zero = zero + 0.0 * parameter.float().sum()
+        return zero
 
     @torch.no_grad()
     def losses_per_sample(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -43,21 +43,24 @@ class MetricsLog:
         self.accelerator = accelerator
         self.file = folder / FILE
 
-    def start(self, tracking: TrackingSection, run_name: str, config: dict[str, Any]) -> None:
-        """Open the trackers."""
+    def start(self, tracking: TrackingSection, run_name: str, config: dict[str, Any], step: int) -> None:
+        """Open the trackers for a run that goes on after `step`."""
         if not self.accelerator.log_with:
             return
         init: dict[str, Any] = {}
         if tracking.wandb and self.accelerator.is_main_process:
             name = tracking.run_name or run_name
-            init["wandb"] = {"name": name, "dir": str(self.file.parent), "id": self._wandb_id(), "resume": "allow"}
+            init["wandb"] = {"name": name, "dir": str(self.file.parent), "id": self._wandb_id(step), "resume": "allow"}
         flat = {key: value for key, value in _flat(config) if isinstance(value, (int, float, str, bool))}
         self.accelerator.init_trackers(tracking.project, config=flat, init_kwargs=init)
 
-    def _wandb_id(self) -> str:
-        """Return the id of the run at wandb, kept in the run folder, so that a resumed run is the same one there."""
+    def _wandb_id(self, step: int) -> str:
+        """Return the id of the run at wandb, kept in the run folder, so that a resumed run is the same one there.
+
+        A run that begins anew in an old folder is another one: wandb takes no step twice.
+        """
         file = self.file.with_name(WANDB_ID)
-        known = file.read_text(encoding="utf-8") if file.is_file() else ""
+        known = file.read_text(encoding="utf-8") if step and file.is_file() else ""
         if not known:
             known = uuid.uuid4().hex
             file.write_text(known, encoding="utf-8")

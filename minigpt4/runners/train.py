@@ -39,7 +39,7 @@ from minigpt4.runners.prepare import (
 )
 from minigpt4.runners.progress import Progress, Window, accumulation_steps, start_block, warn_of_guess
 from minigpt4.runners.schedule import learning_rate
-from minigpt4.runners.sharding import shard_language_model
+from minigpt4.runners.sharding import is_sharded, shard_language_model, wrap_sharded
 from minigpt4.runners.snapshot import Origin, RunState, Snapshots
 from minigpt4.runners.validation import Validation, validate
 
@@ -73,7 +73,7 @@ class TrainRunner:
         return cls(config)
 
     def run(self) -> LoadedModel:
-        """Train to the last step, and return the trained model.
+        """Train to the last step, and return the trained model; all ranks must use a spread one together.
 
         Raises:
             MiniGPT4Error: anything that a user can mend.
@@ -118,7 +118,8 @@ class TrainRunner:
         self.loaded = assemble(self.config)
         self.model = self.loaded.model
         identities = identify(self.model, self.model.learnt_names())
-        if run.shard_language_model:
+        sharded = is_sharded(run, self.accelerator)
+        if sharded:
             shard_language_model(self.model, self.accelerator)
         self.model.to(self.accelerator.device)
         if resumed is None and self.loaded.manifest is None:
@@ -127,7 +128,8 @@ class TrainRunner:
         groups = parameter_groups(self.model, run.weight_decay)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         optimizer = torch.optim.AdamW(groups, betas=run.adam_betas, eps=run.adam_eps)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        wrapped = wrap_sharded(self.model, self.accelerator) if sharded else self.accelerator.prepare(self.model)
+        self.wrapped, self.optimizer = wrapped, self.accelerator.prepare(optimizer)
         self.metrics = MetricsLog(self.accelerator, self.folder)
         origin = Origin(identities, stage_after(self.loaded.manifest), data_hash(sources))
         self.snapshots = Snapshots(self.config, self.store, self.accelerator, self.model, self.optimizer, origin)
@@ -138,7 +140,7 @@ class TrainRunner:
         self.metrics.forget_after(self.progress.step)
         self.loader = training_batches(run, self.loaded, sources, self.accelerator, self.state)
         self.validation = validation_batches(run, self.loaded, controls)
-        self.metrics.start(self.config.tracking, self.folder.name, self.config.values)
+        self.metrics.start(self.config.tracking, self.folder.name, self.config.values, self.progress.step)
         if self.accelerator.is_main_process:
             if run.warmup_steps > run.total_steps:
                 _log.warning("run.warmup_steps %d is longer than the run of %d", run.warmup_steps, run.total_steps)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from minigpt4.assets import expand, is_cached
@@ -101,6 +102,33 @@ def test_ten_turns_with_edits_and_images_equal_reading_everything_anew(load_with
 def test_ten_turns_of_the_mini_model_equal_reading_everything_anew():
     options = ["model.language_model.dtype=float32", "conversation.isolate_turns=false"]
     check(load_model("mini", options, device="cpu"), 1e-3)
+
+
+def test_isolated_turns_are_asked_alone_whatever_was_said_before(load_with, tmp_path):
+    loaded = load_with(template="vicuna_v0", isolate_turns=True)
+    loaded.model.language_model.double()
+    chat = Chat(loaded, ChatSection(max_new_tokens=6))
+    red, blue = image("red"), image("blue")
+
+    def alone(images: list[Image.Image], question: str) -> tuple[str, int]:
+        fresh = chat.session(images)
+        return fresh.ask(question), fresh.last.prompt_tokens
+
+    session = chat.session([red])
+    session.ask("What is this?")
+    assert (session.ask("Why?"), session.last.prompt_tokens) == alone([red], "Why?")
+    assert session.last.prefilled_tokens < session.last.prompt_tokens - loaded.model.num_query_tokens
+    other = session.branch()
+    alike = session.ask("Are they alike?", images=[blue])
+    assert (alike, session.last.prompt_tokens) == alone([red, blue], "Are they alike?")
+    assert session.regenerate() == alike
+    session.save(tmp_path / "talk")
+    assert session.ask("Which?") == chat.open(tmp_path / "talk").ask("Which?") == alone([red, blue], "Which?")[0]
+    assert other.ask("Which?") == alone([red], "Which?")[0]
+    bare = chat.session()
+    bare.ask("Hello.")
+    placed = "Is <ImageHere> like <ImageHere>?"
+    assert (bare.ask(placed, images=[red, blue]), bare.last.prompt_tokens) == alone([red, blue], placed)
 
 
 def test_only_what_is_new_is_read(loaded):

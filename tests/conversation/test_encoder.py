@@ -198,6 +198,10 @@ def test_a_prompt_of_isolated_turns_is_the_last_question_alone_with_all_images(t
     prompt = found.encode_prompt(talk, num_images=2)
     alone = found.encode_prompt(dialogue(("<ImageHere><ImageHere> Where?", None)), num_images=2)
     assert prompt.input_ids.tolist() == alone.input_ids.tolist()
+    placed = "Is <ImageHere> like <ImageHere>?"
+    again = found.encode_prompt(dialogue(("Q", "A"), (placed, None)), num_images=2)
+    first = found.encode_prompt(dialogue((placed, None)), num_images=2)
+    assert again.input_ids.tolist() == first.input_ids.tolist(), "a question that places all images keeps them there"
     learnt = found.encode(dialogue(("What is it?", "A bird."), ("Where?", "Here.")), num_images=2, sample_id="s")
     seen = (learnt.branch_ids == 0) | (learnt.branch_ids == 2)
     row = learnt.input_ids[seen].tolist()

@@ -369,7 +369,7 @@ def test_asked_by_kind_the_answers_are_true_and_presence_cannot_be_guessed(ask, 
 def test_what_cannot_be_asked_is_said(ask, message) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         EasyVQA.Config(path="x", form="questions", ask=ask)
-    with pytest.raises(ValueError, match="ask and questions_per_image exclude each other"):
+    with pytest.raises(ValueError, match="ask excludes questions_per_image, and form: captions"):
         EasyVQA.Config(path="x", form="questions", ask={"what": 1}, questions_per_image=1)
 
 

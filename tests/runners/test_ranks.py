@@ -63,10 +63,15 @@ def text_for_second_reader(folder: Path, pairs: Path, rows: int, name: str) -> d
     return {"type": "conversations", "path": str(folder / "rows.json"), "image_dir": str(pairs / "image")}
 
 
-def test_a_rank_with_text_alone_neither_hangs_nor_changes_the_numbers(tiny_values, pairs, tmp_path):
+@pytest.mark.parametrize("shard", [False, True])
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_rank_with_text_alone_neither_hangs_nor_changes_the_numbers(shard, lora, tiny_values, pairs, tmp_path):
+    if lora:
+        tiny_values["model"]["trainable"] = ["llama_proj", "lora"]
+        tiny_values["model"]["language_model"]["lora"] = {"rank": 2}
     tiny_values["datasets"] = {"train": {"talk": text_for_second_reader(tmp_path / "data", pairs, 16, "talk")}}
     train(tiny_values, tmp_path / "one", global_batch_size=4, batch_size_per_rank=4)
-    file = write(tiny_values, tmp_path / "two", global_batch_size=4, batch_size_per_rank=2)
+    file = write(tiny_values, tmp_path / "two", global_batch_size=4, batch_size_per_rank=2, shard_language_model=shard)
     assert train_on_ranks([file, file]) == [0, 0]
     assert_same_training(tmp_path / "one", tmp_path / "two")
 
@@ -130,6 +135,20 @@ def test_a_language_model_spread_over_ranks_trains_like_a_whole_one(lora, tiny_v
     layers = whole.model.language_model.model.get_decoder().layers
     frozen = sum(parameter.numel() for parameter in layers.parameters() if not parameter.requires_grad)
     assert int(every.replace(",", "")) - int(held.replace(",", "")) == frozen // 2
+
+
+def test_adapters_of_an_earlier_stage_stay_whole(tiny_values, tmp_path):
+    tiny_values["model"]["language_model"]["lora"] = {"rank": 2}
+    tiny_values["model"]["trainable"] = ["llama_proj", "lora"]
+    train(tiny_values, tmp_path / "first")
+    tiny_values["model"] |= {
+        "trainable": ["llama_proj"],
+        "init_from": str(tmp_path / "first" / "checkpoints" / "latest"),
+    }
+    train(tiny_values, tmp_path / "one")
+    file = write(tiny_values, tmp_path / "two", batch_size_per_rank=2, shard_language_model=True)
+    assert train_on_ranks([file, file]) == [0, 0]
+    assert_same_training(tmp_path / "one", tmp_path / "two")
 
 
 def test_one_rank_alone_spreads_nothing_and_says_so(tiny_values, tmp_path, caplog):

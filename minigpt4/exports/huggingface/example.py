@@ -22,7 +22,7 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 
 HERE = Path(__file__).resolve().parent
 MARK = "<ImageHere>"
-"""Where a question places an image; without it all images stand in front of the first question."""
+"""Where a question places an image; without it all images stand in front of the first that is asked."""
 WHITE = (255, 255, 255)
 
 
@@ -47,8 +47,10 @@ class Answerer:
         form, marks = self.form, sum(question.count(MARK) for question, _ in turns)
         if marks not in (0, num_images):
             raise ValueError(f"the questions mention {marks} image(s), but there are {num_images}")
-        if form["isolate_turns"] and len(turns) > 1:  # it has learnt every question alone, with all images in front
-            turns, marks = [(turns[-1][0].replace(MARK, "").strip(), turns[-1][1])], 0
+        if form["isolate_turns"] and len(turns) > 1:  # it has learnt every question alone, with all images
+            question, answer = turns[-1]
+            marks = num_images if question.count(MARK) == num_images else 0
+            turns = [(question if marks else question.replace(MARK, "").strip(), answer)]
         if marks == 0 and num_images:
             words = f" {turns[0][0]}" if turns[0][0] else ""
             turns = [(MARK * num_images + words, turns[0][1]), *turns[1:]]
