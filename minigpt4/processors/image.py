@@ -54,11 +54,16 @@ class ImageProcessor:
 
         resize: Literal["stretch", "letterbox"] = "stretch"
         """`stretch` changes the proportions (published); `letterbox` keeps them and pads with white."""
+        max_side: int = 0
+        """Pictures with a side longer than this, in pixels, are shrunk to it first; 0: none are. For a model that has
+        seen small pictures only: a large one has edges sharper than any it knows."""
         max_pixels: int = MAX_PIXELS
         """Largest image decoded, in pixels, against decompression bombs (PIL itself refuses above
         178,956,970)."""
 
         def __post_init__(self) -> None:
+            if self.max_side < 0:
+                raise ValueError(f"max_side must be 0 or more, found {self.max_side}")
             if self.max_pixels < 1:
                 raise ValueError(f"max_pixels must be at least 1, found {self.max_pixels}")
 
@@ -92,8 +97,10 @@ class ImageProcessor:
 
     def _fit(self, picture: Image.Image) -> Image.Image:
         """Resize an RGB picture to the encoder's size."""
-        spec = self.spec
+        spec, side = self.spec, self.config.max_side
         resample = _FILTERS[spec.interpolation]
+        if 0 < side < max(picture.size):
+            picture = ImageOps.contain(picture, (side, side), resample)
         if self.config.resize == "stretch":
             return picture.resize((spec.width, spec.height), resample)
         scale = min(spec.width / picture.width, spec.height / picture.height)

@@ -52,6 +52,7 @@ CASES: dict[str, dict[str, Any]] = {
         "lora": {"rank": 2, "target_modules": ["q_proj", "down_proj"]},
     },
     "letterboxed": {"values": {"processors": {"image": {"resize": "letterbox"}}}},
+    "shrunk, letterboxed": {"values": {"processors": {"image": {"resize": "letterbox", "max_side": 21}}}},
 }
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 

@@ -120,6 +120,19 @@ def test_odd_sizes(size: tuple[int, int], resize: str) -> None:
     assert processor(resize=resize)(Image.new("RGB", size)).shape == (3, 16, 24)
 
 
+def test_large_pictures_are_shrunk_first_where_wanted() -> None:
+    large = Image.effect_noise((90, 60), 80).convert("RGB")
+    before = large.copy()
+    small = large.resize((30, 20), Image.Resampling.BICUBIC)
+    shrinking = processor(max_side=30)
+    assert torch.equal(shrinking(large), processor()(small))
+    assert not torch.equal(shrinking(large), processor()(large))
+    assert torch.equal(shrinking(small), processor()(small))
+    assert large == before
+    with pytest.raises(ValueError, match="max_side must be 0 or more, found -1"):
+        processor(max_side=-1)
+
+
 def test_letterbox_keeps_proportions_on_white() -> None:
     tensor = processor(resize="letterbox")(Image.new("RGB", (100, 100)))
     pixels = tensor * torch.tensor(SPEC.std).view(3, 1, 1) + torch.tensor(SPEC.mean).view(3, 1, 1)

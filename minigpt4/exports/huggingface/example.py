@@ -122,13 +122,15 @@ class Answerer:
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids) if text else []
 
     def _fit(self, image: Image.Image) -> Image.Image:
-        """Return an RGB picture, upright, on white; letterboxed if the model was trained on such pictures."""
+        """Return an RGB picture, upright, on white; shrunk and letterboxed as those that the model was trained on."""
         image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:
             layer = image.convert("RGBA")
             image = Image.new("RGB", image.size, WHITE)
             image.paste(layer, mask=layer.getchannel("A"))
-        image = image.convert("RGB")
+        image, side = image.convert("RGB"), self.form["max_side"]
+        if 0 < side < max(image.size):
+            image = ImageOps.contain(image, (side, side), Image.Resampling.BICUBIC)
         if self.form["resize"] != "letterbox":
             return image  # the image processor stretches it
         height, width = self.image_processor.size["height"], self.image_processor.size["width"]

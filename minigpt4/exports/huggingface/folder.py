@@ -226,7 +226,7 @@ def prompt_format(loaded: LoadedModel, image_token_id: int) -> dict[str, Any]:
         "image_token_id": image_token_id,
         "num_query_tokens": encoder.tokens_per_image,
         "max_new_tokens": loaded.config.chat.max_new_tokens,
-        "resize": asdict(loaded.image_processor.config)["resize"],
+        **{key: asdict(loaded.image_processor.config)[key] for key in ("resize", "max_side")},
         "post_layernorm_eps": _last_norm(loaded).eps,
     }
 
