@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 
@@ -35,6 +36,10 @@ def test_wandb_offline_writes_into_the_run_folder(tiny_values, tmp_path, monkeyp
     files = list((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2
     assert len({file.stem for file in files}) == 1, "a resumed run is the same run at wandb"
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    train(tiny_values, tmp_path / "run", total_steps=1)
+    files = list((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"))
+    assert len({file.stem for file in files}) == 2, "one that begins anew is another"
     assert not (tmp_path / "wandb").exists()
 
 
