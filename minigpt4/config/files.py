@@ -1,4 +1,4 @@
-"""Are the files there? Asked before a job loads anything, so that all that is missing is named at once."""
+"""Checks on the paths in a config before a job loads anything, so that all missing files are named at once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minigpt4.config.loader import Config
 from minigpt4.config.paths import resolve_shipped
+from minigpt4.config.schema import FilePath, marker, type_hints
+from minigpt4.config.sections import Config
 from minigpt4.registry import Component
 
 _ELSEWHERE = re.compile(r"asset:|pipe:|[a-z][a-z0-9+.-]*://")
-"""What is found or fetched by its owner: assets, commands, URLs."""
+"""Values that are found or fetched elsewhere: assets, commands, URLs."""
 _PATTERN = re.compile(r"[{*?\[]")
 """Where a path stops being one file: `{00000..00099}.tar`, `*.tar`."""
 
@@ -21,12 +22,11 @@ _PATTERN = re.compile(r"[{*?\[]")
 def missing_files(config: Config, *only: str) -> list[str]:
     """Return one line for each file or folder in `config` that does not exist, with the option that sets it.
 
-    Fields declared with `registry.path_field` are looked at; of a pattern, `shards/{000..010}.tar`, the
-    folder.
+    Fields marked `FilePath` are checked; for a pattern, `shards/{000..010}.tar`, its folder.
 
     Args:
         config: a validated config.
-        only: the sections looked at; all of them if none is named.
+        only: the sections that are checked; all if none is named.
     """
     names = only or tuple(spec.name for spec in dataclasses.fields(config))
     sections = {name: getattr(config, name) for name in names}
@@ -51,16 +51,13 @@ def _paths(value: Any, option: str) -> Iterator[tuple[str, str]]:
     elif dataclasses.is_dataclass(value):
         for spec in dataclasses.fields(value):
             item, here = getattr(value, spec.name), f"{option}.{spec.name}"
-            if not spec.metadata.get("path"):
+            mark = marker(type_hints(value.__class__)[spec.name], FilePath)
+            if mark is None:
                 yield from _paths(item, here)
                 continue
-            given = (
-                {f"{here}.{i}": each for i, each in enumerate(item)}
-                if isinstance(item, (list, tuple))
-                else {here: item}
-            )
-            words = spec.metadata["words"]
-            yield from ((key, str(path)) for key, path in given.items() if path and str(path) not in words)
+            is_list = isinstance(item, (list, tuple))
+            given = {f"{here}.{i}": each for i, each in enumerate(item)} if is_list else {here: item}
+            yield from ((key, path) for key, path in given.items() if path and path not in mark.words)
 
 
 def _exists(path: str) -> bool:
@@ -91,7 +88,7 @@ def _differing(one: Any, other: Any, key: str) -> Iterator[str]:
             yield from _differing(one[name], other[name], f"{key}.{name}")
     elif dataclasses.is_dataclass(one) and type(one) is type(other) and not isinstance(one, Component):
         for spec in dataclasses.fields(one):
-            if not spec.metadata.get("path"):
+            if marker(type_hints(one.__class__)[spec.name], FilePath) is None:
                 yield from _differing(getattr(one, spec.name), getattr(other, spec.name), f"{key}.{spec.name}")
     elif one != other:
         yield key

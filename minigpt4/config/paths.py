@@ -1,6 +1,6 @@
 """Where the files that travel with the package are: configs, prompts, the mini checkpoint.
 
-In a source checkout they stand at the top level; in an installed wheel under `minigpt4/shipped/`.
+In a source checkout they are at the top level; in an installed wheel under `minigpt4/shipped/`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from minigpt4.errors import ConfigError
 from minigpt4.registry import did_you_mean
 
 SHIPPED = "shipped:"
-"""Begins a path that is looked for among the files that travel with the package."""
+"""The prefix of a path among the files that travel with the package."""
 _PACKAGE = Path(__file__).resolve().parent.parent
 _FOLDERS = ("configs", "eval_configs")
 _SUFFIXES = (".yaml", ".yml")
@@ -24,7 +24,7 @@ def shipped(*parts: str) -> Path:
 
 
 def resolve_shipped(path: str) -> Path:
-    """Return the path meant by a config value: `shipped:a/b` travels with the package, anything else is as it is."""
+    """Return the path of a config value: `shipped:a/b` travels with the package, others are unchanged."""
     if path.startswith(SHIPPED):
         return shipped(*path.removeprefix(SHIPPED).split("/"))
     return Path(path)

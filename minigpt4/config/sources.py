@@ -7,6 +7,7 @@ Input: a file and the texts of the options. Output: nested plain values, `${...}
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from minigpt4.errors import ConfigError
 
 REQUIRED = "???"
-"""A value that somebody further down (a child file, an option) must give."""
+"""Stands for a required value that a child file or an option must set."""
 _TEXT = "tag:yaml.org,2002:str"
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -51,20 +52,50 @@ def read_sources(file: Path, options: Sequence[str]) -> tuple[dict[str, Any], Or
         The values, their origin, and a problem for each option that cannot be applied.
 
     Raises:
-        ConfigError: a file cannot be read as a mapping, or extends what it must not.
+        ConfigError: a file cannot be read as a mapping, or what it extends is missing or extends itself.
     """
     values, origin = _read(file, ())
-    problems: list[str] = []
-    # A new `type` empties its section, so it goes before the options that fill the section again.
+    return values, origin, _apply_options(values, origin, options)
+
+
+def read_saved_sources(file: Path, options: Sequence[str]) -> tuple[dict[str, Any], Origin, list[str]]:
+    """Read the `config.yaml` of a checkpoint, which was saved complete, and the options on top; see `read_sources`.
+
+    The file may come from somebody else, so it is data: `${...}` in it is text, and it cannot extend other files.
+    """
+    values, places = _parse(file)
+    if "extends" in values:
+        raise ConfigError(f"{places['extends']}: the config of a checkpoint is complete and cannot extend another file")
+    values = _without_interpolations(values)
+    origin = Origin(str(file), places)
+    return values, origin, _apply_options(values, origin, options)
+
+
+def _apply_options(values: dict[str, Any], origin: Origin, options: Sequence[str]) -> list[str]:
+    """Set each option in `values`, in place; return a problem for each that cannot be applied."""
+    problems = _repeated(options)
+    # A new `type` empties its section, so it comes before the options that fill the section again.
     for option in sorted(options, key=_types_first):
         problem = _apply_option(values, origin, option)
         if problem:
             problems.append(f"--options {option}: {problem}")
-    return values, origin, problems
+    return problems
+
+
+def _repeated(options: Sequence[str]) -> list[str]:
+    """Return a problem for each key that is set twice; a shell turns `urls=[s{1..2}.tar]` into two options."""
+    problems = []
+    seen: dict[str, str] = {}
+    for option in options:
+        key, _, text = option.partition("=")
+        if seen.setdefault(key.strip(), text) != text:
+            first = f"{key}={seen[key.strip()]}"
+            problems.append(f"--options {option}: {key.strip()} is already set by {first}; quote lists with braces")
+    return problems
 
 
 def _read(file: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], Origin]:
-    """Return the values of `file` on top of those it extends, and where each key stands."""
+    """Return the values of `file` on top of those it extends, and the place of each key."""
     own, places = _parse(file)
     origin = Origin(str(file))
     chain = (*chain, file.resolve())
@@ -150,9 +181,8 @@ def _parents(file: Path, extends: Any, places: dict[str, str]) -> list[Path]:
 def overlay(base: dict[str, Any], top: dict[str, Any], origin: Origin, path: str = "") -> None:
     """Put `top` over `base`, in place.
 
-    Mappings are merged, everything else (lists too) is replaced. A mapping with another `type` replaces the
-    old one
-    whole: the settings of one component mean nothing to another. `???` keeps what `base` has.
+    Mappings are merged, everything else (lists too) is replaced. A mapping with another `type` replaces the old one
+    as a whole: the settings of one component mean nothing to another. `???` keeps what `base` has.
     """
     for key, value in top.items():
         here = f"{path}.{key}" if path else key
@@ -178,7 +208,7 @@ def _changes_type(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 
 def _apply_option(values: dict[str, Any], origin: Origin, option: str) -> str | None:
-    """Set one `section.key=value` in `values`; return what is wrong with the option, if anything."""
+    """Set one `section.key=value` in `values`; return what is wrong with the option, or None."""
     key, _, text = option.partition("=")
     *parents, last = parts = key.strip().split(".")
     if not text.strip() or not all(parts):
@@ -219,7 +249,7 @@ def _keys(value: Any, path: str) -> Iterator[str]:
 
 
 def _not_in(holder: Any, name: str, path: str) -> str | None:
-    """Say why `name` cannot be looked up in `holder`, if it cannot."""
+    """Return why `name` cannot be looked up in `holder`, or None."""
     parent = path.rpartition(".")[0]
     if isinstance(holder, list):
         if name.isdecimal() and int(name) < len(holder):
@@ -229,5 +259,32 @@ def _not_in(holder: Any, name: str, path: str) -> str | None:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an omegaconf error; the rest repeats the key in omegaconf's own terms."""
+    """Return the first line of an omegaconf error; the rest repeats the key in omegaconf's terms."""
     return str(error).splitlines()[0]
+
+
+def escape(value: Any) -> Any:
+    r"""Return plain `value` with each `${` in its texts written `\${`, which omegaconf reads as literal text."""
+    if isinstance(value, dict):
+        return {key: escape(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(escape(item) for item in value)
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return value
+
+
+def _without_interpolations(value: Any) -> Any:
+    """Return `value` with each `${` that is not escaped yet escaped, so that it is text."""
+    if isinstance(value, dict):
+        return {key: _without_interpolations(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_interpolations(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: found[0] if len(found[1]) % 2 else escape(found[0]), value)
+    return value
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    """Return plain values as YAML; nothing in it is an interpolation."""
+    return OmegaConf.to_yaml(OmegaConf.create(escape(values)))

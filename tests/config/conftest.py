@@ -1,4 +1,4 @@
-"""Writes small YAML files and reads them with the small table of sections."""
+"""Writes small YAML files and reads them as the small configuration."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.config import Config, load_config
+from minigpt4.config.reading import read_config
 from minigpt4.errors import ConfigError
 
-from .parts import TABLE
+from .parts import Small
 
 Write = Callable[..., Path]
-Load = Callable[..., Config]
+Load = Callable[..., Small]
 Refuse = Callable[..., list[str]]
 
 
@@ -37,8 +37,8 @@ def write(tmp_path: Path) -> Write:
 def load(write: Write) -> Load:
     """Write one YAML file and load it."""
 
-    def load(text: str, *options: str) -> Config:
-        return load_config(write(text), options, sections=TABLE)
+    def load(text: str, *options: str) -> Small:
+        return read_config(Small, write(text), options)
 
     return load
 

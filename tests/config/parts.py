@@ -1,18 +1,18 @@
-"""A small table of sections, so that these tests stand without the model and the data."""
+"""A small configuration, so that these tests do not need the model and the data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from minigpt4.registry import Component, Registry, component, name_field, path_field
+from annotated_types import Ge, Le
 
-
-class Mode(Enum):
-    FAST = 1
-    SLOW = 2
+from minigpt4.config import FilePath, NameIn, OneOf, settings
+from minigpt4.config.schema import plain
+from minigpt4.config.sources import to_yaml
+from minigpt4.registry import Component, Registry
 
 
 class Wave:
@@ -30,9 +30,11 @@ class Wave:
 
 
 class Stone:
+    """A plugin's settings are a plain dataclass."""
+
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        weights: str = path_field()
+        weights: Annotated[str, FilePath()]
         grams: float = 1.5
 
 
@@ -46,33 +48,34 @@ PARTS.register("stone")(Stone)
 PARTS.register("bare")(Bare)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Inner:
     depth: int
     width: int = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelSection:
-    part: Component = component(PARTS)
-    other: Component = component(PARTS, default="wave")
-    extra: Component | None = component(PARTS)
-    many: dict[str, Component] = component(PARTS, many=True)
+@settings
+class ModelPart:
+    part: Annotated[Component, OneOf(PARTS)]
+    other: Annotated[Component, OneOf(PARTS, default="wave")]
+    extra: Annotated[Component, OneOf(PARTS)] | None = None
+    many: dict[str, Annotated[Component, OneOf(PARTS)]] = field(default_factory=dict)
     inner: Inner
     layers: list[Inner] = field(default_factory=list)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunSection:
+@settings
+class RunPart:
     output_dir: str
+    """Where output is written."""
     seed: int = 42
-    rate: float = 1e-4
+    rate: Annotated[float, Ge(0)] = 1e-4
     device: Literal["auto", "cpu"] = "auto"
-    part: str = name_field(PARTS, "wave")
+    part: Annotated[str, NameIn(PARTS)] = "wave"
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrackingSection:
+@settings
+class TrackingPart:
     """Every kind of plain value; all with defaults."""
 
     FORMAT: ClassVar[int] = 1
@@ -85,23 +88,33 @@ class TrackingSection:
     grid: list[list[int]] = field(default_factory=lambda: [[1, 2]])
     scores: dict[str, float] = field(default_factory=dict)
     anything: dict[str, Any] = field(default_factory=dict)
-    mode: Mode = Mode.FAST
     folder: Path = Path("here")
     either: int | str = 3
-    low: int = 0
-    files: tuple[str, ...] = path_field(())
-    file: str = path_field("")
+    low: Annotated[int, Le(10)] = 0
+    high: int = 20
+    files: Annotated[tuple[str, ...], FilePath()] = ()
+    file: Annotated[str, FilePath()] = ""
 
     def __post_init__(self) -> None:
-        if self.low > 10:
-            raise ValueError(f"low must be 10 or less, found {self.low}")
+        if self.high < self.low:
+            raise ValueError(f"high must not be below low, found {self.high}")
 
 
-TABLE = Registry(
-    "section",
-    {name: f"{__name__}:{cls}" for name, cls in (("model", "ModelSection"), ("run", "RunSection"))}
-    | {"tracking": f"{__name__}:TrackingSection"},
-)
+@settings
+class Small:
+    compat: Literal["ours", "published"] = "ours"
+    plugins: tuple[str, ...] = ()
+    model: ModelPart
+    run: RunPart
+    tracking: TrackingPart = field(default_factory=TrackingPart)
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        return plain(self)
+
+    def to_yaml(self) -> str:
+        return to_yaml(self.values)
+
 
 GOOD = """\
 model:

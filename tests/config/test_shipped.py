@@ -10,7 +10,7 @@ from minigpt4.config import Config, config_from_values, load_config, shipped
 from minigpt4.errors import ConfigError
 
 FILES = sorted(file for folder in ("configs", "eval_configs") for file in shipped(folder).rglob("*.yaml"))
-REQUIRED = re.compile(r"^\S+:\d+: (\S+) is required: set it in the YAML or pass --options \1=(PATH|VALUE)$")
+REQUIRED = re.compile(r"^.+:\d+: (\S+) is required: set it in the YAML or pass --options \1=(PATH|VALUE)$")
 
 
 def load_with_required(name: str) -> Config:
