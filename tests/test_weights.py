@@ -28,8 +28,8 @@ class Trap:
         return Path.touch, (self.mark,)
 
 
-def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
-    return found.keys() == wanted.keys() and all(torch.equal(found[k], wanted[k]) for k in wanted)
+def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in expected)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> boo
         ({"bias": torch.ones(3)}, r"1 misfits: bias is \(3,\), should be \(2,\)"),
         (
             {"bias": None, "head": torch.ones(1)},
-            r"1 missing: bias \(the model has .*\); 1 unexpected: head \(the file has",
+            r"1 missing: bias \(in the model, but not in the file.*\); 1 unexpected: head \(in the file, but",
         ),
         ({"bias": None, "proj.bias": torch.ones(2)}, r"1 renamed: proj\.bias \(for bias\) \(same shape under another"),
     ],
@@ -69,9 +69,9 @@ def test_loading_reports_what_it_did():
 def test_matching_by_order():
     renamed = in_order(nn.Linear(3, 2), {"a": TENSORS["weight"], "b": TENSORS["bias"]}, "f")
     assert same(renamed, TENSORS)
-    with pytest.raises(WeightsError, match="f: holds 1 tensors, Linear has 2"):
+    with pytest.raises(WeightsError, match="f: has 1 tensors, Linear has 2"):
         in_order(nn.Linear(3, 2), {"a": TENSORS["weight"]}, "f")
-    with pytest.raises(WeightsError, match=r"f: b is \(2,\), but weight at its place is \(2, 3\)"):
+    with pytest.raises(WeightsError, match=r"f: b is \(2,\), but weight at the same place is \(2, 3\)"):
         in_order(nn.Linear(3, 2), {"b": TENSORS["bias"], "a": TENSORS["weight"]}, "f")
 
 
@@ -100,13 +100,13 @@ def test_truncated_pickles(tmp_path, zipped, kept):
         (b"\n<!DOCTYPE html><html></html>", "is a web page, not a weight file"),
         (b"<HTML><body>404</body></HTML>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "git-lfs pointer.*git lfs pull"),
-        (b"just some words", "truncated or not a weight file: 15 bytes that torch cannot read; get it again"),
+        (b"just some words", "truncated or not a weight file: torch cannot read its 15 bytes; download it again"),
         (b'{"error": "Repository not found"}', "truncated or not a weight file"),
         (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "truncated or not a weight file"),
         (b"", "it is empty"),
     ],
 )
-def test_files_that_are_no_weights(tmp_path, content, message):
+def test_files_without_weights(tmp_path, content, message):
     file = tmp_path / "w.pth"
     file.write_bytes(content)
     with pytest.raises(WeightsError, match=message):
@@ -121,10 +121,10 @@ def test_foreign_code_is_not_run(tmp_path, how):
         file.write_bytes(pickle.dumps({"trap": Trap(mark)}, protocol=2))
     else:
         torch.save(content, file, _use_new_zipfile_serialization=how == "zip")
-    told = r"refused, it holds more than tensors and plain values: \S+, whose code was not run"
-    with pytest.raises(WeightsError, match=told) as refused:
+    message = r"refused because it contains more than tensors and plain values: \S+ \(its code was not run\)"
+    with pytest.raises(WeightsError, match=message) as refused:
         read_tensors(file)
-    assert "weights_only" not in str(refused.value)  # torch's word on how to run it all the same
+    assert "weights_only" not in str(refused.value)  # torch's advice on how to run the code
     assert not mark.exists()
 
 
@@ -136,7 +136,7 @@ def test_a_web_page_saved_as_safetensors(tmp_path):
 
 def test_other_content_and_absent_files(tmp_path):
     torch.save([torch.ones(1)], tmp_path / "list.pth")
-    with pytest.raises(WeightsError, match="holds a list, not a dictionary of tensors"):
+    with pytest.raises(WeightsError, match="contains a list, not a dictionary of tensors"):
         read_tensors(tmp_path / "list.pth")
     with pytest.raises(WeightsError, match=r"none.pth: no such weight file"):
         read_tensors(tmp_path / "none.pth")

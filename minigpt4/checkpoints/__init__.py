@@ -1,1 +1,1 @@
-"""Checkpoints: our own folders, and the published files' names."""
+"""Checkpoints: folders of this package, and the released MiniGPT-4 files."""

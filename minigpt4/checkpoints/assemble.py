@@ -1,33 +1,36 @@
-"""From a name, a YAML or a checkpoint folder to a model that is ready: `load_model`.
+"""From a name, a YAML file or a checkpoint to a model that is ready to use: `load_model`.
 
-Input: what to load. Output: `LoadedModel`, the model with its conversation encoder and image processor. Training,
-chat and evaluation all assemble here.
+Input: a name or path, or a config. Output: `LoadedModel`, the model with its conversation encoder and image processor,
+for training, chat and evaluation.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from minigpt4.assets import missing_assets, resolve
+from minigpt4.assets import is_cached, mentioned, resolve
 from minigpt4.checkpoints.inspection import check_kinds
 from minigpt4.checkpoints.manifest import FILE as MANIFEST
 from minigpt4.checkpoints.manifest import Manifest, check_parts
-from minigpt4.checkpoints.published import read_released
+from minigpt4.checkpoints.released import read_released
 from minigpt4.checkpoints.start import Start
 from minigpt4.checkpoints.store import CONFIG
-from minigpt4.config import Config, load_config, missing_files
+from minigpt4.config import Config, load_config, load_saved_config, missing_files
 from minigpt4.conversation.encoder import ConversationEncoder
 from minigpt4.conversation.tokenizer import TextTokenizer
 from minigpt4.devices import choose_device
 from minigpt4.errors import CheckpointError, ConfigError
+from minigpt4.models.language_model import needs_own_code
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image import ImageProcessor
+from minigpt4.registry import MODELS
 from minigpt4.weights import load_strict
 
 PICKLES = (".pth", ".pt", ".bin")
@@ -36,18 +39,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class LoadedModel:
-    """A model and what belongs to it.
+    """A model, and what it needs for dialogues and images.
 
     Attributes:
         model: the model, in eval mode unless it is being trained.
-        encoder: dialogues to tokens, by the template the model was trained with.
-        image_processor: images to what its vision encoder takes.
-        config: everything it was built from.
-        manifest: of the checkpoint it was loaded from, None for a fresh model.
+        conversation: encodes dialogues as tokens, with the template of the config.
+        image_processor: turns images into `pixel_values` for the vision encoder.
+        config: the configuration that it was built from.
+        manifest: of the checkpoint that it was loaded from, None without one.
     """
 
     model: MiniGPT4
-    encoder: ConversationEncoder
+    conversation: ConversationEncoder
     image_processor: ImageProcessor
     config: Config
     manifest: Manifest | None = None
@@ -58,69 +61,64 @@ def load_model(name_or_path: str | Path, options: Sequence[str] = (), device: st
 
     Args:
         name_or_path: the name of a file in `eval_configs/` (`mini`), a YAML file, a checkpoint folder, or a released
-            MiniGPT-4 file, whose parts `options` name.
+            MiniGPT-4 file, whose other parts are set by `options`.
         options: overrides `section.key=value`.
         device: auto, cpu, cuda or mps.
 
     Raises:
-        ConfigError, WeightsError, CheckpointError, AssetError: it cannot be loaded, and why.
+        ConfigError, WeightsError, CheckpointError, AssetError: the model cannot be loaded.
     """
     path = Path(name_or_path)
+    start = f"model.init_from={json.dumps(str(path))}"
     if (path / MANIFEST).is_file():
-        return load_configured(_config_of(path, options), device)
+        if not (path / CONFIG).is_file():
+            raise CheckpointError(f"{path}: {CONFIG} is missing")
+        return load_configured(load_saved_config(path / CONFIG, [*options, start]), device)
     if path.is_dir():
         raise CheckpointError(
-            f"{path}: is no checkpoint, it has no {MANIFEST}; python -m minigpt4 inspect {path} tells what it is"
+            f"{path}: is not a checkpoint: {MANIFEST} is missing; python -m minigpt4 inspect {path} says what it is"
         )
     if path.is_file() and path.suffix in PICKLES:
         release = read_released(path).release
         if release is None:
             raise CheckpointError(
-                f"{path}: its sizes are those of none of the released models; pass it as model.init_from of a config "
-                "that describes its parts"
+                f"{path}: its sizes are not those of a released model; set model.init_from to it in a config that "
+                "describes its parts"
             )
-        name_or_path, options = release.config, [*options, _start_option(path)]
+        name_or_path, options = release.config, [*options, start]
     return load_configured(load_config(name_or_path, options), device)
 
 
 def load_configured(config: Config, device: str = "auto") -> LoadedModel:
-    """Load the model of a config for chat or evaluation.
+    """Load the model of a config for chat or evaluation, in eval mode on a device.
 
     Raises:
-        ConfigError, WeightsError, CheckpointError, AssetError: it cannot be loaded, and why.
+        ConfigError, WeightsError, CheckpointError, AssetError: the model cannot be loaded.
     """
-    start = _start_of(config)
-    if start is not None:
-        start.check_template(config.conversation.template)
-    loaded = _assemble(config, start)
+    loaded = assemble(config, same_template=True)
     loaded.model.to(choose_device(device)).eval()
     return loaded
 
 
-def assemble(config: Config) -> LoadedModel:
-    """Build the model of a config, with `model.init_from` loaded if it names a checkpoint.
+def assemble(config: Config, *, same_template: bool = False) -> LoadedModel:
+    """Build the model of a config, with the trained tensors of `model.init_from` if it names a checkpoint.
 
-    Everything that can be told from names and headers is checked before anything is loaded.
+    Everything that names and headers show is checked before weights are loaded.
+
+    Args:
+        config: the configuration.
+        same_template: require the conversation template that the checkpoint was trained with.
 
     Raises:
-        ConfigError, WeightsError, CheckpointError, AssetError: it cannot be built, and why.
+        ConfigError, WeightsError, CheckpointError, AssetError: the model cannot be built.
     """
-    return _assemble(config, _start_of(config))
-
-
-def _start_of(config: Config) -> Start | None:
-    """Return what the model of a config starts from, after checking that its files are what they should be."""
-    config.require("model")
     check_files(config, "model")
     check_kinds(config)
-    if not config.model.init_from:
-        return None
-    start = Start.at(config.model.init_from)
-    start.check_language_model(config.model.language_model.config.path)
-    return start
-
-
-def _assemble(config: Config, start: Start | None) -> LoadedModel:
+    start = Start.at(config.model.init_from) if config.model.init_from else None
+    if start is not None:
+        start.check_language_model(config.model.language_model.config.path)
+        if same_template:
+            start.check_template(config.conversation.template)
     loaded = _build(config)
     if start is not None:
         load_trained(loaded.model, start)
@@ -128,65 +126,77 @@ def _assemble(config: Config, start: Start | None) -> LoadedModel:
     return loaded
 
 
-def check_files(config: Config, *only: str) -> None:
-    """Raise ConfigError naming every file and asset that is not here, of the sections `only` or of all."""
-    sections = {name: config.values.get(name) for name in only} if only else config.values
-    problems = missing_files(config, *only)
-    absent = missing_assets(sections)
-    if absent:
-        problems.append(f"not on this machine yet: {', '.join(absent)}: python -m minigpt4 assets {' '.join(absent)}")
+def check_files(config: Config, *sections: str) -> None:
+    """Raise ConfigError with every file and asset in these sections that does not exist or would have to run code."""
+    problems = missing_files(config, *sections)
+    assets = [name for name in mentioned([config.values[key] for key in sections]) if not is_cached(name)]
+    if assets:
+        problems.append(
+            f"not on this machine yet: {', '.join(assets)}; run python -m minigpt4 assets {' '.join(assets)}"
+        )
+    if not problems and "model" in sections:
+        reason = needs_own_code(resolve(config.model.language_model.config.path))
+        problems += [f"model.language_model.path: {reason}"] * bool(reason)
     if problems:
         raise ConfigError(problems)
 
 
 def load_trained(model: MiniGPT4, start: Start) -> None:
-    """Copy the trained tensors of a checkpoint into the model, after checking that its frozen parts are the same.
+    """Copy the trained tensors of a checkpoint into a model, after checking that its frozen parts are the same.
 
     Raises:
-        CheckpointError: other parts, or tensors that this model does not have.
+        CheckpointError: the frozen parts differ, the model does not have one of the tensors, or one has values that
+            training does not produce.
     """
     place = str(start.place)
     check_parts(start.manifest, model, place)
     tensors = start.read()
-    foreign = sorted(tensors.keys() - model.state_dict().keys())
-    if foreign:
+    unknown = sorted(tensors.keys() - model.state_dict().keys())
+    if unknown:
         raise CheckpointError(
-            f"{place}: has trained {', '.join(foreign[:3])}, which this model does not have; "
-            "is model.language_model.lora set as it was in training?"
+            f"{place}: has trained {', '.join(unknown[:3])}, which this model does not have; set "
+            "model.language_model.lora as in training"
         )
+    _check_values(model, tensors, place)
     report = load_strict(model, tensors, source=place, optional=lambda name: name not in tensors)
     model.inherited = frozenset(tensors)
     _log.info("%s", report)
 
 
-def _config_of(folder: Path, options: Sequence[str]) -> Config:
-    """Return a checkpoint's own config, starting from it; only then is it sure that nothing differs from training."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: has no {CONFIG}")
-    return load_config(path, [*options, _start_option(folder)])
-
-
-def _start_option(path: Path) -> str:
-    return f"model.init_from={json.dumps(str(path))}"
+def _check_values(model: MiniGPT4, tensors: Mapping[str, Tensor], place: str) -> None:
+    """Raise CheckpointError unless tensors are of the kind that the model has, and finite; copying would cast them."""
+    expected, wrong = model.state_dict(), []
+    for name, tensor in tensors.items():
+        kind, own = tensor.dtype, expected[name].dtype
+        if kind.is_floating_point != own.is_floating_point or not (kind.is_floating_point or kind == own):
+            wrong.append(f"{name} is {kind}, should be {own}")
+        elif bad := int((~torch.isfinite(tensor.to(own))).sum()):
+            wrong.append(f"{name} has {bad:,} of {tensor.numel():,} values that are not finite")
+    if wrong:
+        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise CheckpointError(
+            f"{place}: does not hold the weights of a trained model: {', '.join(wrong[:5])}{more}; use "
+            "another checkpoint"
+        )
 
 
 def _build(config: Config) -> LoadedModel:
     section = config.model
     tokenizer = TextTokenizer.from_path(resolve(section.language_model.config.path))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.run.seed if config.run is not None else 0)
-        model: MiniGPT4 = section.build()
+        torch.manual_seed(config.run.seed)
+        model: MiniGPT4 = MODELS.get(section.type).from_config(section)
     tokenizer.fit(model.language_model.vocab_size)
     settings = config.conversation
     if settings.max_tokens > model.language_model.context_length:
         settings = replace(settings, max_tokens=model.language_model.context_length)
     if settings.isolate_turns:
-        model.language_model.attention_kinds()  # raises now, and not at the first batch
-    if settings.isolate_turns and model.language_model.model.config._attn_implementation == "flash_attention_2":
-        raise ConfigError(
-            "conversation.isolate_turns needs attention masks that flash_attention_2 does not take: use sdpa"
-        )
+        model.language_model.attention_kinds()  # raises now instead of at the first batch
+        if model.language_model.model.config._attn_implementation == "flash_attention_2":
+            raise ConfigError(
+                "conversation.isolate_turns needs attention masks that flash_attention_2 does not support; set "
+                "model.language_model.attn_implementation to sdpa"
+            )
     encoder = ConversationEncoder(tokenizer, model.num_query_tokens, settings, config.compat)
     processor = config.processors.image.build(spec=model.vision_encoder.image_spec)
     return LoadedModel(model, encoder, processor, config)

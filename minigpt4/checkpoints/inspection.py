@@ -1,11 +1,10 @@
-"""What a file or folder of weights is, what it fits, and what to pass it as: `python -m minigpt4 inspect PATH`.
+"""What a file or folder of weights is, which models it fits, and how to use it: `python -m minigpt4 inspect PATH`.
 
-Input: a path. Output: an `Inspection`. Only names, shapes and headers are read, and no code from the file is run.
+Input: a path. Output: an `Inspection`. Only names, shapes and headers are read; no code from the file is run.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,36 +16,37 @@ from torch import Tensor
 from minigpt4.assets import PREFIX
 from minigpt4.checkpoints.manifest import FILE as MANIFEST
 from minigpt4.checkpoints.manifest import Manifest
-from minigpt4.checkpoints.published import is_released, read_released
+from minigpt4.checkpoints.released import is_released, read_released
 from minigpt4.checkpoints.store import LATEST, WEIGHTS
 from minigpt4.config import Config
+from minigpt4.conversation.tokenizer import has_tokenizer
 from minigpt4.errors import ConfigError, MiniGPT4Error, MissingDependencyError, WeightsError
-from minigpt4.models.blip2_folder import is_blip2_folder
-from minigpt4.models.llm_folder import weight_files
+from minigpt4.models.blip2_weights import folder_config, is_blip2_folder
+from minigpt4.models.language_model import weight_files
 from minigpt4.weights import read_pickle, read_tensors
 
 ENCODER, RESAMPLER = "model.vision_encoder.weights", "model.resampler.weights"
 LANGUAGE_MODEL, START = "model.language_model.path", "model.init_from"
 PROMPT_FORMAT = "prompt_format.json"
-"""What tells a folder that `export --to huggingface` wrote from any other of BLIP-2."""
+"""A file that folders of `export --to huggingface` have, and other BLIP-2 folders do not."""
 _BLIP2_LLM = {
     ("t5_proj", 4096): "FlanT5-XXL",
     ("t5_proj", 2048): "FlanT5-XL",
     ("opt_proj", 2560): "OPT-2.7B",
     ("opt_proj", 4096): "OPT-6.7B",
 }
-"""By the layer behind BLIP-2's Q-Former, and its width."""
+"""By the layer after BLIP-2's Q-Former, and its width."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of a file or folder.
+    """What is known about a file or folder.
 
     Attributes:
         path: the file or folder.
         what: what it is, in a few words.
-        options: the config keys it may be passed as; none if it is of no use here.
-        facts: sizes and where it fits, one line each.
+        options: the config keys that accept it; none if it cannot be used.
+        facts: sizes and the models that it fits, one line each.
     """
 
     path: Path
@@ -62,10 +62,10 @@ class Inspection:
 
 
 def inspect(path: str | Path) -> Inspection:
-    """Tell what a file or folder is.
+    """Return what a file or folder is.
 
     Raises:
-        WeightsError, CheckpointError: it is missing, damaged, a web page, or holds foreign code; the message says so.
+        WeightsError, CheckpointError: it is missing, damaged, a web page, or contains foreign code.
     """
     path = Path(path)
     if path.is_dir():
@@ -80,9 +80,9 @@ def inspect(path: str | Path) -> Inspection:
 
 
 def check_kinds(config: Config) -> None:
-    """Raise ConfigError if a file of the model section is plainly of another kind than its option wants.
+    """Raise ConfigError if a file in the model section is of a kind that its option does not accept.
 
-    What cannot be told, or is damaged, is left to the loading of it, which has its own messages.
+    Unknown and damaged files pass; loading them has its own messages.
     """
     model: Any = config.model
     given = {
@@ -107,7 +107,7 @@ def check_kinds(config: Config) -> None:
 
 
 def _tensors(path: Path, tensors: Mapping[str, Tensor]) -> Inspection:
-    """Tell a file by the names of its tensors."""
+    """Recognise a file by the names of its tensors."""
     facts = [_size(path, tensors)]
     if is_released(tensors):
         return _released(path, facts)
@@ -116,20 +116,20 @@ def _tensors(path: Path, tensors: Mapping[str, Tensor]) -> Inspection:
     if "blocks.0.attn.q_bias" in tensors and _has(tensors, **{"pos_embed": 3, "patch_embed.proj.weight": 4}):
         return _eva(path, tensors, facts)
     first = ", ".join(list(tensors)[:3])
-    return Inspection(path, "weights of a model that is not known here", (), [*facts, f"its first tensors: {first}"])
+    return Inspection(path, "weights of an unknown model", (), [*facts, f"its first tensors: {first}"])
 
 
 def _lone(path: Path, tensor: Tensor) -> Inspection:
-    """Tell a file of one tensor, of which we know a single kind."""
+    """Recognise a file of one tensor."""
     shape = " x ".join(map(str, tensor.shape))
     if tensor.ndim != 2:
-        return Inspection(path, f"a single tensor of {shape}, which is of no use here")
+        return Inspection(path, f"a single tensor of {shape}, which cannot be used")
     what = "prompt embeds, as `export --to prompt-embeds` writes them"
     return Inspection(path, what, (), [f"{shape} (tokens x width of the language model), {tensor.dtype}"])
 
 
 def _has(tensors: Mapping[str, Tensor], **dimensions: int) -> bool:
-    """Whether there are tensors of these names, with so many dimensions."""
+    """Whether there are tensors of these names with these numbers of dimensions."""
     return all(name in tensors and tensors[name].ndim == number for name, number in dimensions.items())
 
 
@@ -138,7 +138,7 @@ def _eva(path: Path, tensors: Mapping[str, Tensor], facts: list[str]) -> Inspect
     side = int((tensors["pos_embed"].shape[1] - 1) ** 0.5) * patch
     blocks = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
     facts += [
-        f"{blocks} blocks {width} wide, of which MiniGPT-4 uses all but the last; images of {side} x {side} pixels in "
+        f"{blocks} blocks {width} wide, of which MiniGPT-4 uses all but the last; images of {side} x {side} pixels, "
         f"patches of {patch}",
         "fits every released MiniGPT-4: 7B, 13B, LLaMA-2"
         if (width, blocks) == (1408, 40)
@@ -154,12 +154,12 @@ def _qformer(path: Path, tensors: Mapping[str, Tensor], facts: list[str]) -> Ins
     heads = [
         (h, tensors[f"{h}.weight"].shape[0]) for h in ("t5_proj", "opt_proj") if _has(tensors, **{f"{h}.weight": 2})
     ]
-    told = [_BLIP2_LLM.get(head, f"a language model {head[1]} wide") for head in heads]
-    trained = told[0] if told else "a language model it does not tell"
+    llms = [_BLIP2_LLM.get(head, f"a language model {head[1]} wide") for head in heads]
     facts += [
         f"Q-Former of {len(layers)} layers {width} wide with {queries} queries; ln_vision "
-        + ("inside" if "ln_vision.weight" in tensors else "not inside, so it must come from another file"),
-        f"trained beside {trained}; the released MiniGPT-4 7B and 13B want the one trained beside FlanT5-XXL",
+        + ("included" if "ln_vision.weight" in tensors else "not included, so another file must contain it"),
+        f"trained with {llms[0] if llms else 'an unknown language model'}; the released MiniGPT-4 7B and 13B require "
+        "the one trained with FlanT5-XXL",
     ]
     return Inspection(path, "BLIP-2's Q-Former", (RESAMPLER,), facts)
 
@@ -168,8 +168,8 @@ def _released(path: Path, facts: list[str]) -> Inspection:
     released = read_released(path)
     width, query_width = released.tensors["llama_proj.weight"].shape
     facts += [f"llama_proj from query features {query_width} wide to a language model {width} wide"]
-    stage = f"stage {released.manifest.stage}" if released.manifest.stage else "its stage is not noted"
-    facts += [f"{stage}; {released.manifest.notes[0]}; {len(released.ignored)} buffers in it are not needed"]
+    stage = f"stage {released.manifest.stage}" if released.manifest.stage else "unknown stage"
+    facts += [f"{stage}; {released.manifest.notes[0]}; {len(released.ignored)} buffers are not needed"]
     if released.release is None:
         return Inspection(path, "MiniGPT-4 checkpoint of an unusual size", (START,), facts)
     facts += [
@@ -185,26 +185,26 @@ def _folder(path: Path) -> Inspection:
     latest = path / "checkpoints" / LATEST
     if (latest / MANIFEST).is_file():
         return Inspection(path, f"run folder; its newest checkpoint is {latest}")
-    config = _json(path / "config.json")
+    config = folder_config(path)
     if is_blip2_folder(path):
         names = read_tensors(path, lambda name: name == "query_tokens")
         queries = f"{names['query_tokens'].shape[1]} queries" if names else "no query_tokens, so no Q-Former"
         text = config.get("text_config")
-        llm = text.get("model_type", "not named") if isinstance(text, dict) else "not named"
+        llm = text.get("model_type", "unknown") if isinstance(text, dict) else "unknown"
         facts = [
-            f"{queries}; the language model inside ({llm}) is never read",
-            "the released MiniGPT-4 7B and 13B want Salesforce/blip2-flan-t5-xxl",
+            f"{queries}; its language model ({llm}) is not used",
+            "the released MiniGPT-4 7B and 13B require Salesforce/blip2-flan-t5-xxl",
         ]
         what = "Hugging Face BLIP-2: image encoder, ln_vision and Q-Former"
         if (path / PROMPT_FORMAT).is_file():
             what = "MiniGPT-4 for transformers, as `export --to huggingface` writes it; " + what
-            facts[1:] = [f"ask it: python {path / 'example.py'} --image FILE --question TEXT"]
+            facts[1:] = [f"use it: python {path / 'example.py'} --image FILE --question TEXT"]
         return Inspection(path, what, (ENCODER, RESAMPLER), facts)
     if "model_type" in config:
         return _language_model(path, config)
     raise WeightsError(
-        f"{path}: neither {MANIFEST} nor a config.json with a model_type is in this folder; "
-        "name a file in it, or a folder of one model"
+        f"{path}: the folder has neither {MANIFEST} nor a config.json with a model_type; give a file in it, or the "
+        "folder of one model"
     )
 
 
@@ -213,15 +213,15 @@ def _checkpoint(folder: Path) -> Inspection:
     trained = read_tensors(folder / WEIGHTS)
     facts = [
         _size(folder / WEIGHTS, trained),
-        f"step {manifest.step} of {manifest.total_steps}; stage {manifest.stage or 'not noted'}; "
+        f"step {manifest.step} of {manifest.total_steps}; stage {manifest.stage or 'unknown'}; "
         f"{manifest.samples} samples, {manifest.tokens} tokens",
-        f"template {manifest.template}; data {manifest.data or 'not noted'}",
+        f"template {manifest.template}; data {manifest.data or 'unknown'}",
         f"trained: {', '.join(manifest.trained)}",
     ]
     for name, part in manifest.parts.items():
         vocabulary = f", {part.vocabulary} tokens" if part.vocabulary else ""
         facts.append(
-            f"beside {name}: {part.type} {part.source or '(no weights of its own)'}, {part.width} wide{vocabulary}, "
+            f"with the {name} {part.type} {part.source or '(no weights of its own)'}, {part.width} wide{vocabulary}, "
             f"fingerprint {part.fingerprint}"
         )
     facts += [*manifest.notes, f"chat: python -m minigpt4 chat --cfg-path {folder} ..."]
@@ -229,25 +229,26 @@ def _checkpoint(folder: Path) -> Inspection:
 
 
 def _language_model(folder: Path, config: Mapping[str, Any]) -> Inspection:
-    """Tell a folder saved by transformers, whose weight files must be there and whole."""
+    """Recognise a folder saved by transformers, whose weight files must be complete."""
     inner = config.get("text_config")
     sizes = inner if isinstance(inner, dict) else config
     width, vocabulary, layers = (sizes.get(key, "?") for key in ("hidden_size", "vocab_size", "num_hidden_layers"))
     files = weight_files(folder)
     size = sum(f.stat().st_size for f in files) / 1e9
-    precision = config.get("dtype") or config.get("torch_dtype") or "precision not noted"
+    precision = config.get("dtype") or config.get("torch_dtype") or "unknown precision"
     facts = [
         f"{layers} layers {width} wide, {vocabulary} tokens",
         f"{size:.2f} GB in {len(files)} file(s), {precision}",
-        "tokenizer: " + ("inside" if any(folder.glob("tokenizer*")) else "MISSING, copy the tokenizer files here"),
+        "tokenizer: " + ("included" if has_tokenizer(folder) else "MISSING, copy the tokenizer files here"),
     ]
     if (width, config.get("model_type")) in ((4096, "llama"), (5120, "llama")) and vocabulary in (32000, 32001):
         which = "13B" if width == 5120 else "7B, or LLaMA-2 if this is LLaMA-2-7B-chat"
         facts.append(
-            f"fits the released MiniGPT-4 {which}: Vicuna must be v0 (v1.1 and later have the same sizes and other "
-            "weights, and answer nonsense)"
+            f"fits the released MiniGPT-4 {which}: Vicuna must be v0 (v1.1 and later have the same sizes, but other "
+            "weights: their answers make no sense)"
         )
-    return Inspection(folder, f"language model ({config['model_type']})", (LANGUAGE_MODEL,), facts)
+    options = (LANGUAGE_MODEL,) if has_tokenizer(folder) else ()
+    return Inspection(folder, f"language model ({config['model_type']})", options, facts)
 
 
 def _gguf(path: Path) -> Inspection:
@@ -258,7 +259,7 @@ def _gguf(path: Path) -> Inspection:
     try:
         reader = gguf.GGUFReader(path)
         values = {name: field_.contents() for name, field_ in reader.fields.items() if "tokenizer" not in name}
-    except Exception as error:  # a damaged header may raise anything
+    except Exception as error:  # damaged headers raise errors of any kind
         raise WeightsError(f"{path}: truncated or not a GGUF file: {error}") from error
     family = values.get("general.architecture", "unknown")
     kinds = Counter(tensor.tensor_type.name for tensor in reader.tensors)
@@ -275,11 +276,3 @@ def _size(path: Path, tensors: Mapping[str, Tensor]) -> str:
     kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
     precision = ", ".join(kind for kind, _ in kinds.most_common())
     return f"{path.stat().st_size / 1e6:,.1f} MB; {len(tensors)} tensors, {numbers:,} numbers, {precision or 'nothing'}"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

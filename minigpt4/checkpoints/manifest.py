@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint: what was trained, how far, and beside which frozen parts.
+"""The manifest of a checkpoint: what was trained, for how long, and with which frozen parts.
 
-Input: the assembled model and the run. Output: `manifest.json`. A checkpoint is loaded only beside the very parts it
-was trained with; each kind of mismatch has its own message, before a single weight is copied.
+Input: the assembled model and the run. Output: `manifest.json`. A checkpoint is loaded only with the parts that it was
+trained with; each kind of mismatch has its own message, before any weight is copied.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from pydantic import ValidationError
+
+from minigpt4.config.schema import adapter
 from minigpt4.errors import CheckpointError
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.strict_json import parse_json
 from minigpt4.weights import fingerprint
 
 FILE = "manifest.json"
@@ -24,17 +28,17 @@ FROZEN_PARTS = ("vision_encoder", "resampler", "language_model")
 
 @dataclass(frozen=True)
 class PartIdentity:
-    """Which frozen part stood beside the trained ones.
+    """A part that a checkpoint was trained with.
 
     Attributes:
         type: class name.
-        source: path or asset it was loaded from, as the config had it.
+        source: path or asset that it was loaded from, as in the config.
         width: Dv, Dq or Dl.
-        fingerprint: of its frozen tensors; see `minigpt4.weights.fingerprint`. Empty: not known, as in the released
-            files; then nothing but the widths can be compared.
-        settings: what else decides its features, such as image size and normalisation.
-        vocabulary: V of a language model, rows added for padding included; 0 elsewhere, or where it was not noted.
-        parameters: numbers in its frozen tensors; 0 where it was not noted.
+        fingerprint: of its frozen tensors; see `minigpt4.weights.fingerprint`. Empty if unknown, as in the released
+            files; then only the widths are compared.
+        settings: what else decides its features, such as the image size.
+        vocabulary: V of a language model, including rows added for padding; 0 for other parts, or if unknown.
+        parameters: number of values in its frozen tensors; 0 if unknown.
     """
 
     type: str
@@ -48,7 +52,7 @@ class PartIdentity:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint is.
+    """What a checkpoint contains and where it comes from.
 
     Attributes:
         format: version of the folder's layout.
@@ -60,9 +64,11 @@ class Manifest:
         parts: identities of the frozen parts.
         samples: training samples seen.
         tokens: supervised tokens seen.
-        notes: what the parts from assets are, and their licences.
-        stage: 1 for what was trained from a fresh start, one more for each `model.init_from`; 0 where it is not known.
+        notes: description and licence of the parts that come from assets.
+        stage: 1 without `model.init_from`, otherwise the stage of that checkpoint plus 1; 0 if unknown.
         data: hash of the training data; see `minigpt4.datasets.source.data_hash`.
+        checksums: sha256 of files in the folder, by name; empty for folders of earlier versions. They say nothing about
+            the training, so manifests are compared without them.
     """
 
     format: int
@@ -77,6 +83,7 @@ class Manifest:
     notes: list[str] = field(default_factory=list)
     stage: int = 0
     data: str = ""
+    checksums: dict[str, str] = field(default_factory=dict, compare=False)
 
     def to_json(self) -> str:
         """Return the text of `manifest.json`."""
@@ -87,63 +94,61 @@ class Manifest:
         """Read the manifest of a checkpoint folder.
 
         Raises:
-            CheckpointError: there is none, or it is of a later format or damaged.
+            CheckpointError: it is missing, damaged, or has a later format.
         """
         path = folder / FILE
         if not path.is_file():
-            raise CheckpointError(f"{folder}: is no checkpoint, it has no {FILE}")
+            raise CheckpointError(f"{folder}: is not a checkpoint: {FILE} is missing")
         try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_bytes())
             if values["format"] > FORMAT:
                 raise CheckpointError(
                     f"{path}: format {values['format']}, but this version reads up to {FORMAT}; upgrade minigpt4"
                 )
-            values["parts"] = {name: PartIdentity(**part) for name, part in values["parts"].items()}
-            return cls(**values)
-        except (ValueError, KeyError, TypeError) as error:
+            manifest: Manifest = adapter(cast(Any, cls)).validate_python(values)
+            return manifest
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise CheckpointError(f"{path}: damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: damaged: {error!r}") from error
 
 
-def identify(model: MiniGPT4, learnt: Collection[str]) -> dict[str, PartIdentity]:
-    """Return the identities of the model's parts, as they are beside the tensors named in `learnt`."""
-    return {name: _identify_part(model, name, learnt) for name in FROZEN_PARTS}
+def identify(model: MiniGPT4, trained: Collection[str]) -> dict[str, PartIdentity]:
+    """Return the identities of the model's parts without the tensors named in `trained`."""
+    return {name: _identify_part(model, name, trained) for name in FROZEN_PARTS}
 
 
 def _identify_part(
-    model: MiniGPT4, name: str, learnt: Collection[str], *, with_fingerprint: bool = True
+    model: MiniGPT4, name: str, trained: Collection[str], *, with_fingerprint: bool = True
 ) -> PartIdentity:
-    """Return the identity of one part; a fingerprint reads from every tensor, which takes time on a cold disk."""
-    widths = {
-        "vision_encoder": model.vision_encoder.feature_dim,
-        "resampler": model.resampler.feature_dim,
-        "language_model": model.language_model.hidden_size,
-    }
-    part = getattr(model, name)
-    tensors = model.tensors_beside(name, learnt)
+    """Return the identity of one part; a fingerprint reads from every tensor, which may be slow the first time."""
+    part, is_llm = getattr(model, name), name == "language_model"
+    tensors = model.frozen_tensors(name, trained)
     return PartIdentity(
         type=type(part).__name__,
         source=part.source,
-        width=widths[name],
+        width=part.hidden_size if is_llm else part.feature_dim,
         fingerprint=fingerprint(tensors) if with_fingerprint else "",
         settings=part.settings,
-        vocabulary=part.vocab_size if name == "language_model" else 0,
+        vocabulary=part.vocab_size if is_llm else 0,
         parameters=sum(tensor.numel() for _, tensor in tensors),
     )
 
 
 def stage_after(start: Manifest | None) -> int:
-    """Return the stage of a run that starts from a checkpoint, or from none; see `Manifest.stage`."""
+    """Return the stage of a run that starts from the checkpoint of `start`, or from none; see `Manifest.stage`."""
     if start is None:
         return 1
     return start.stage + 1 if start.stage else 0
 
 
 def check_parts(manifest: Manifest, model: MiniGPT4, place: str) -> None:
-    """Raise CheckpointError unless the model's parts are those beside which the checkpoint was trained."""
+    """Raise CheckpointError unless the model's parts are those that the checkpoint was trained with."""
     for name in FROZEN_PARTS:
         theirs = manifest.parts.get(name)
         if theirs is None:
-            raise CheckpointError(f"{place}: its manifest does not tell the {name}")
+            raise CheckpointError(f"{place}: its manifest does not describe the {name}")
         ours = _identify_part(model, name, manifest.trained, with_fingerprint=bool(theirs.fingerprint))
         check_sizes(name, theirs, ours, place)
         if theirs.type and theirs.type != ours.type:
@@ -161,21 +166,21 @@ def check_parts(manifest: Manifest, model: MiniGPT4, place: str) -> None:
             raise CheckpointError(
                 f"{place}: trained with another {name}: of the same size, but its weights differ "
                 f"(fingerprint {theirs.fingerprint}, from {theirs.source!r}; "
-                f"yours {ours.fingerprint}, from {ours.source!r}); take the one it was trained with"
+                f"yours {ours.fingerprint}, from {ours.source!r}); use the one it was trained with"
             )
 
 
 def check_sizes(name: str, theirs: PartIdentity, ours: PartIdentity, place: str) -> None:
-    """Raise CheckpointError if two identities of a part are of different sizes; a size of 0 is not known.
+    """Raise CheckpointError if a part has another size than in training; a size of 0 is unknown.
 
     Args:
         name: of the part.
-        theirs: beside which the checkpoint was trained.
-        ours: beside which it is to be used.
+        theirs: the part that the checkpoint was trained with.
+        ours: the part that it is used with.
         place: the checkpoint, for the message.
     """
     what = "an LLM" if name == "language_model" else f"a {name}"
-    known, own = theirs.source or theirs.type or "its file does not say which", ours.source or ours.type
+    known, own = theirs.source or theirs.type or "its file does not name it", ours.source or ours.type
     if theirs.width and theirs.width != ours.width:
         raise CheckpointError(
             f"{place}: trained with {what} {theirs.width} wide ({known}); yours is {ours.width} wide ({own})"

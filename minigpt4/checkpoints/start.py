@@ -1,7 +1,7 @@
-"""Where a model starts from: `model.init_from`, our own checkpoint folder or a released MiniGPT-4 file.
+"""The checkpoint in `model.init_from`: a checkpoint folder, or a released MiniGPT-4 file.
 
-Input: a path. Output: a manifest and the trained tensors. What can be told from a few kilobytes is checked here, before
-minutes go into loading a language model.
+Input: a path. Output: a manifest and the trained tensors. Here everything is checked that takes a few kilobytes to
+read, before a language model is loaded for minutes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minigpt4.assets import resolve
 from minigpt4.checkpoints.manifest import Manifest, PartIdentity, check_sizes
-from minigpt4.checkpoints.published import read_released
+from minigpt4.checkpoints.released import read_released
 from minigpt4.checkpoints.store import read_trained
 from minigpt4.config import resolve_shipped
 from minigpt4.errors import CheckpointError
@@ -30,8 +30,8 @@ class Start:
 
     Attributes:
         place: file or folder, for messages.
-        manifest: what it tells of itself.
-        read: reads its trained tensors, by our names.
+        manifest: what it says about itself.
+        read: reads its trained tensors, by name.
     """
 
     place: Path
@@ -40,7 +40,7 @@ class Start:
 
     @classmethod
     def at(cls, path: str | Path) -> Start:
-        """Return the checkpoint at `path`: a folder of ours, or a released file.
+        """Return the checkpoint at `path`, a checkpoint folder or a released file.
 
         Raises:
             CheckpointError, WeightsError: it is neither, or damaged.
@@ -51,24 +51,24 @@ class Start:
             return cls(place, manifest, lambda: read_trained(place, manifest))
         released = read_released(place)
         _log.info(
-            "%s: released MiniGPT-4 checkpoint, trained with %s; %d buffers of other parts left out: %s",
+            "%s: released MiniGPT-4 checkpoint, trained with %s; %d buffers of other parts ignored: %s",
             place,
-            released.manifest.parts["language_model"].source or "a language model it does not name",
+            released.manifest.parts["language_model"].source or "a language model that it does not name",
             len(released.ignored),
             ", ".join(released.ignored[:2]) or "none",
         )
         return cls(place, released.manifest, lambda: released.tensors)
 
     def check_language_model(self, path: str) -> None:
-        """Raise CheckpointError if the language model at `path` is of another width, as far as its config tells."""
+        """Raise CheckpointError if the config of the language model at `path` declares another width."""
         theirs, width = self.manifest.parts.get("language_model"), declared_width(resolve(path))
         if theirs is not None and width:
             check_sizes("language_model", theirs, PartIdentity("", path, width, ""), str(self.place))
 
     def check_template(self, template: str) -> None:
-        """Raise CheckpointError if a model trained in one conversation format is asked in another.
+        """Raise CheckpointError if a model was trained with another conversation template than `template`.
 
-        After stage 1 a model has no format for questions yet, so any may be tried.
+        After stage 1 a model has not seen questions, so any template may be tried.
         """
         theirs = self.manifest.template
         if theirs in ("", template):
@@ -76,10 +76,10 @@ class Start:
         if theirs != "plain":
             raise CheckpointError(
                 f"{self.place}: trained with the template {theirs!r}; conversation.template is {template!r}. A model "
-                f"answers only in the format it was trained in: pass --options conversation.template={theirs}"
+                f"answers only in the format that it was trained with: pass --options conversation.template={theirs}"
             )
         _log.warning(
-            "%s was trained with captions alone and is asked with the template %r: answers may be poor",
+            "%s was trained with captions only and is used with the template %r: answers may be poor",
             self.place,
             template,
         )

@@ -1,13 +1,14 @@
-"""A checkpoint that is all disk and no model, and a process that writes one after the other."""
+"""Checkpoints without a model, and a process that writes one after the other."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from minigpt4.checkpoints.manifest import FORMAT, Manifest, PartIdentity
-from minigpt4.checkpoints.store import CheckpointStore
+from minigpt4.checkpoints.store import STATE_KEYS, CheckpointStore
 
 TENSORS = {"llama_proj.weight": torch.arange(1_000_000.0).view(1000, 1000), "llama_proj.bias": torch.zeros(1000)}
 
@@ -18,9 +19,13 @@ def manifest(step: int) -> Manifest:
     return Manifest(FORMAT, "0", step, 100, "plain", trained, parts)
 
 
+def state(step: int) -> dict[str, Any]:
+    return {**dict.fromkeys(STATE_KEYS), "progress": {"step": step}}
+
+
 def save(folder: Path, step: int, keep_last: int = 3) -> Path:
     store = CheckpointStore(folder, keep_last)
-    return store.save(step, TENSORS, manifest(step), "compat: ours\n", {"progress": {"step": step}})
+    return store.save(step, TENSORS, manifest(step), "compat: ours\n", state(step))
 
 
 def save_forever(folder: Path, first: int) -> None:

@@ -1,4 +1,4 @@
-"""The rehearsal files of the tests, and how a model is asked for with them."""
+"""The rehearsal files of the tests, and loading a model from them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ QUICK = ["chat.max_new_tokens=3", "chat.temperature=0"]
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Tiny files of every published layout; only to be read."""
+    """Tiny files of every published layout; read-only."""
     return write_all(tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture
 def files(written: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
-    """A copy of them to be spoilt."""
+    """A copy of them that a test may change."""
     folder = tmp_path / "files"
     shutil.copytree(next(iter(written.values())).parent, folder)
     return {name: folder / path.name for name, path in written.items()}

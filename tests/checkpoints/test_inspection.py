@@ -1,4 +1,4 @@
-"""`python -m minigpt4 inspect`: what it says of each kind of file, and how it ends where there is nothing to say."""
+"""`python -m minigpt4 inspect`: its output for each kind of file, and its errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from minigpt4.checkpoints.inspection import inspect
-from minigpt4.checkpoints.published import RELEASES
+from minigpt4.checkpoints.released import RELEASES
 from minigpt4.cli import main
 from minigpt4.config import shipped
 from tests.checkpoints.test_misfits import PAGE, Foreign
@@ -20,17 +20,17 @@ KINDS = {
     "eva": ("EVA-CLIP ViT-g, the image encoder", ["3 blocks 16 wide", "28 x 28", "float16"], "vision_encoder.weights"),
     "blip2": (
         "BLIP-2's Q-Former",
-        ["2 layers 16 wide with 4 queries; ln_vision inside", "24 wide"],
+        ["2 layers 16 wide with 4 queries; ln_vision included", "24 wide"],
         "resampler.weights",
     ),
     "blip2_hf": (
         "Hugging Face BLIP-2",
-        ["4 queries; the language model inside (t5) is never read"],
+        ["4 queries; its language model (t5) is not used"],
         "resampler.weights",
     ),
     "vicuna_13b": (
         "language model (llama)",
-        ["3 layers 40 wide, 701 tokens", "tokenizer: inside"],
+        ["3 layers 40 wide, 701 tokens", "tokenizer: included"],
         "language_model.path",
     ),
     "minigpt4_7b": (
@@ -59,11 +59,11 @@ def test_the_released_sizes_name_model_and_config(shape, tmp_path):
     shown = str(inspect(tmp_path / "released.pth"))
     assert f"MiniGPT-4 checkpoint for {RELEASES[shape].language_model}" in shown
     assert f"--cfg-path {RELEASES[shape].config} --options model.init_from={tmp_path}" in shown
-    assert "its stage is not noted" in shown
+    assert "unknown stage" in shown
 
 
 @pytest.mark.parametrize(("width", "rows", "which"), [(4096, 32001, "7B"), (5120, 32000, "13B")])
-def test_a_vicuna_folder_is_told_by_its_config(width, rows, which, tmp_path):
+def test_a_vicuna_folder_is_recognised_by_its_config(width, rows, which, tmp_path):
     config = f'{{"model_type": "llama", "hidden_size": {width}, "vocab_size": {rows}, "num_hidden_layers": 32}}'
     (tmp_path / "config.json").write_text(config)
     save_file({"model.norm.weight": torch.zeros(width)}, tmp_path / "model.safetensors")
@@ -83,7 +83,7 @@ def test_our_checkpoints_are_explained_from_folder_file_and_run(tmp_path):
     assert "run folder; its newest checkpoint is" in str(inspect(tmp_path))
 
 
-def test_a_gguf_file_is_told_by_its_header(tmp_path, capsys):
+def test_a_gguf_file_is_recognised_by_its_header(tmp_path, capsys):
     gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
     writer.add_name("tiny")
@@ -138,20 +138,23 @@ def empty(files: dict[str, Path]) -> Path:
 UNUSABLE = {
     "web page": (written_as(PAGE), "is a web page, not a weight file"),
     "truncated": (lambda files: written_as(files["eva"].read_bytes()[:9000])(files), "truncated or not a weight file"),
-    "foreign code": (written_as(pickle.dumps(Foreign(), protocol=2)), "refused, it holds more than tensors"),
+    "foreign code": (written_as(pickle.dumps(Foreign(), protocol=2)), "refused because it contains more than tensors"),
     "shard missing": (shard_missing, "1 of 2 shards are missing, the first: model-0000"),
     "shard cut": (shard_cut, "truncated or not a safetensors file"),
-    "language model with foreign code": (foreign_llm, "pytorch_model.bin: refused, it holds more than tensors"),
-    "empty folder": (empty, "neither manifest.json nor a config.json with a model_type"),
+    "language model with foreign code": (
+        foreign_llm,
+        "pytorch_model.bin: refused because it contains more than tensors",
+    ),
+    "empty folder": (empty, "has neither manifest.json nor a config.json with a model_type"),
     "no file": (lambda files: Path("gone.pth"), "gone.pth: no such weight file"),
 }
 
 
 @pytest.mark.parametrize("kind", UNUSABLE)
-def test_what_cannot_be_used_is_an_error(kind, files, tmp_path, monkeypatch, capsys):
+def test_unusable_files_are_errors(kind, files, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    spoil, message = UNUSABLE[kind]
-    path = spoil(files)
+    change, message = UNUSABLE[kind]
+    path = change(files)
     assert main(["inspect", str(path)]) == 1
     shown = capsys.readouterr().err
     assert message in shown
@@ -167,21 +170,22 @@ def test_one_unusable_path_does_not_hide_the_others(files, capsys):
     assert "lost.pth: no such weight file" in shown.err
 
 
-def test_a_single_tensor_is_told_by_its_shape(tmp_path):
+def test_a_single_tensor_is_recognised_by_its_shape(tmp_path):
     torch.save(torch.zeros(7, 32), tmp_path / "prompt_embeds.pt")
     assert "prompt embeds, as `export --to prompt-embeds` writes them" in str(inspect(tmp_path / "prompt_embeds.pt"))
     torch.save(torch.zeros(7), tmp_path / "lone.pt")
-    assert "a single tensor of 7, which is of no use here" in str(inspect(tmp_path / "lone.pt"))
+    assert "a single tensor of 7, which cannot be used" in str(inspect(tmp_path / "lone.pt"))
 
 
 def test_weights_of_another_model_are_named_by_their_tensors(tmp_path):
     torch.save({"conv1.weight": torch.zeros(3, 3)}, tmp_path / "resnet.pth")
     found = inspect(tmp_path / "resnet.pth")
     assert found.options == ()
-    assert "weights of a model that is not known here" in str(found)
+    assert "weights of an unknown model" in str(found)
     assert "its first tensors: conv1.weight" in str(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["eva", "blip2", "minigpt4_7b"])
 def test_no_tensor_missing_or_misshapen_breaks_the_inspection(name, written, tmp_path):
     content = torch.load(written[name], weights_only=True)

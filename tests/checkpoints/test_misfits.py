@@ -1,7 +1,7 @@
-"""THE TABLE of files that do not belong together: each has a message of its own, before any weight is copied.
+"""Files that do not belong together: each combination has its own message, before any weight is copied.
 
-Every row goes through the command line. A row is what is done to good files, and the message. What a few kilobytes tell
-is said before the language model is loaded (`EARLY`), the rest when its weights can be compared (`LATE`).
+Every row of the tables goes through the command line: a change to good files, and the message. What a few kilobytes
+show is reported before the language model is loaded (`EARLY`), the rest when its weights are compared (`LATE`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.checkpoints.published import QUICK
 from tests.end_to_end.test_bad_input import check
 
 Files = dict[str, Path]
-Spoil = Callable[[Files], Any]
+Change = Callable[[Files], Any]
 MARK = "was_here"
 
 
@@ -39,43 +39,43 @@ class Foreign:
         return os.mkdir, (MARK,)
 
 
-def tensors(name: str, change: Callable[[dict[str, Any]], Any]) -> Spoil:
-    """Return what changes the tensors of a released file, its optimiser and config left as they are."""
+def tensors(name: str, change: Callable[[dict[str, Any]], Any]) -> Change:
+    """Return a function that changes the tensors of a released file, but not its optimiser and config."""
 
-    def spoil(files: Files) -> None:
+    def change_files(files: Files) -> None:
         content = torch.load(files[name], weights_only=True)
         nested = content.get("model", content)
         change(nested)
         torch.save(content, files[name])
 
-    return spoil
+    return change_files
 
 
 def rename(old: str, new: str) -> Callable[[dict[str, Any]], Any]:
     return lambda content: content.update({new: content.pop(old)})
 
 
-def write(name: str, content: bytes) -> Spoil:
+def write(name: str, content: bytes) -> Change:
     return lambda files: files[name].write_bytes(content)
 
 
-def cut(name: str) -> Spoil:
+def cut(name: str) -> Change:
     return lambda files: files[name].write_bytes(files[name].read_bytes()[: files[name].stat().st_size // 2])
 
 
-def give(name: str, other: str) -> Spoil:
-    """Return what passes one file where another is wanted."""
+def give(name: str, other: str) -> Change:
+    """Return a function that passes one file in place of another."""
     return lambda files: files.update({name: files[other]})
 
 
-def settings(*given: str) -> Spoil:
+def settings(*given: str) -> Change:
     return lambda files: list(given)
 
 
-def llm_tensors(change: Callable[[dict[str, Any]], Any]) -> Spoil:
-    """Return what changes the tensors of the language model's folder, which then has no shards any more."""
+def llm_tensors(change: Callable[[dict[str, Any]], Any]) -> Change:
+    """Return a function that changes the tensors of the language model's folder and writes them to one file."""
 
-    def spoil(files: Files) -> None:
+    def change_files(files: Files) -> None:
         folder = files["vicuna_7b"]
         content = read_tensors(folder)
         for file in folder.glob("model*"):
@@ -83,7 +83,7 @@ def llm_tensors(change: Callable[[dict[str, Any]], Any]) -> Spoil:
         change(content)
         save_file(content, folder / "model.safetensors", metadata={"format": "pt"})
 
-    return spoil
+    return change_files
 
 
 def foreign_llm(files: Files) -> None:
@@ -92,17 +92,17 @@ def foreign_llm(files: Files) -> None:
     (files["vicuna_7b"] / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Foreign()}, protocol=2))
 
 
-def shard(content: bytes) -> Spoil:
+def shard(content: bytes) -> Change:
     return lambda files: (files["vicuna_7b"] / "model-00001-of-00002.safetensors").write_bytes(content)
 
 
 PAGE = b"<!DOCTYPE html>\n<html><body>Sign in to download</body></html>"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 47369169\n"
-EARLY: list[tuple[str, Spoil, str]] = [
+EARLY: list[tuple[str, Change, str]] = [
     (
         "hidden size",
         give("vicuna_7b", "vicuna_13b"),
-        "trained with an LLM 32 wide (its file does not say which); yours is 40",
+        "trained with an LLM 32 wide (its file does not name it); yours is 40",
     ),
     (
         "template",
@@ -112,12 +112,12 @@ EARLY: list[tuple[str, Spoil, str]] = [
     (
         "no projection",
         tensors("minigpt4_7b", rename("llama_proj.weight", "proj.w")),
-        "it has no llama_proj.weight with its bias",
+        "expected llama_proj.weight and llama_proj.bias, found llama_proj.bias, proj.w",
     ),
     (
         "more was trained",
         tensors("minigpt4_7b", lambda t: t.update(query_tokens=torch.ones(1))),
-        "1 trained tensors besides",
+        "1 trained tensors besides llama_proj",
     ),
     ("truncated checkpoint", cut("minigpt4_7b"), "minigpt4_7b.pth: truncated or not a weight file"),
     ("web page for a checkpoint", write("minigpt4_7b", PAGE), "minigpt4_7b.pth: is a web page, not a weight file"),
@@ -125,9 +125,13 @@ EARLY: list[tuple[str, Spoil, str]] = [
     (
         "foreign code in a checkpoint",
         write("minigpt4_7b", pickle.dumps({"model": Foreign()}, protocol=2)),
-        "minigpt4_7b.pth: refused, it holds more than tensors and plain values",
+        "minigpt4_7b.pth: refused because it contains more than tensors and plain values",
     ),
-    ("missing key", tensors("eva", lambda t: t.pop("cls_token")), "1 missing: cls_token (the model has them"),
+    (
+        "missing key",
+        tensors("eva", lambda t: t.pop("cls_token")),
+        "1 missing: cls_token (in the model, but not in the file",
+    ),
     (
         "renamed key",
         tensors("eva", rename("blocks.1.norm1.weight", "blocks.1.layer_norm1.weight")),
@@ -136,19 +140,19 @@ EARLY: list[tuple[str, Spoil, str]] = [
     (
         "unexpected key",
         tensors("eva", lambda t: t.update(gamma=torch.ones(2))),
-        "1 unexpected: gamma (the file has them",
+        "1 unexpected: gamma (in the file, but not in the model",
     ),
     (
         "misshapen key",
         tensors("blip2", lambda t: t.update(query_tokens=torch.ones(1, 5, 16))),
-        "1 misfits: query_tokens is (1, 5, 16), should be (1, 4, 16) (right name, wrong shape",
+        "1 misfits: query_tokens is (1, 5, 16), should be (1, 4, 16) (same name, different shape",
     ),
     ("truncated encoder", cut("eva"), "eva_vit_g.pth: truncated or not a weight file"),
     ("web page for an encoder", write("eva", PAGE), "eva_vit_g.pth: is a web page"),
     (
         "foreign code in an encoder",
         write("eva", pickle.dumps(Foreign(), protocol=2)),
-        "eva_vit_g.pth: refused, it holds more than tensors",
+        "eva_vit_g.pth: refused because it contains more than tensors",
     ),
     (
         "encoder for a Q-Former",
@@ -174,7 +178,7 @@ EARLY: list[tuple[str, Spoil, str]] = [
         "blip2_pretrained_flant5xxl.pth: has no ln_vision",
     ),
 ]
-LLM: list[tuple[str, Spoil, str]] = [
+LLM: list[tuple[str, Change, str]] = [
     (
         "web page for a shard",
         shard(PAGE),
@@ -188,19 +192,19 @@ LLM: list[tuple[str, Spoil, str]] = [
     (
         "foreign code in a language model",
         foreign_llm,
-        "pytorch_model.bin: refused, it holds more than tensors and plain values",
+        "pytorch_model.bin: refused because it contains more than tensors and plain values",
     ),
     (
         "renamed key in a language model",
         llm_tensors(rename("model.norm.weight", "model.ln_f.weight")),
-        "1 tensors missing or misshapen, the first: model.norm.weight; 1 that it has no place for: model.ln_f.weight",
+        "1 tensors missing or of another shape: model.norm.weight; 1 unexpected: model.ln_f.weight",
     ),
 ]
-LATE: list[tuple[str, Spoil, str]] = [
+LATE: list[tuple[str, Change, str]] = [
     (
         "width of the query features",
         give("minigpt4_7b", "minigpt4_llama2"),
-        "trained with a resampler 64 wide (its file does not say which); yours is 16 wide",
+        "trained with a resampler 64 wide (its file does not name it); yours is 16 wide",
     ),
 ]
 
@@ -212,9 +216,9 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def copied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was done that must not be done: a language model loaded, trained weights copied."""
+    """What was done: a language model loaded, trained weights copied."""
     done: list[str] = []
-    load, strict = LanguageModel.from_config, assembling.load_strict
+    load, strict = LanguageModel.from_config, assembling.load_strict  # type: ignore[attr-defined]
     watched = classmethod(lambda cls, config: (done.append("language model"), load(config))[1])
     monkeypatch.setattr(LanguageModel, "from_config", watched)
     monkeypatch.setattr(assembling, "load_strict", lambda *a, **k: (done.append("trained weights"), strict(*a, **k))[1])
@@ -227,33 +231,33 @@ def chat(files: Files, *more: str, config: str = "minigpt4_7b") -> int:
     )
 
 
-@pytest.mark.parametrize(("spoil", "message"), [r[1:] for r in EARLY], ids=[r[0] for r in EARLY])
-def test_what_is_told_before_anything_large_is_loaded(spoil, message, files, copied, capfd):
-    given = spoil(files)
+@pytest.mark.parametrize(("change", "message"), [r[1:] for r in EARLY], ids=[r[0] for r in EARLY])
+def test_errors_before_anything_large_is_loaded(change, message, files, copied, capfd):
+    given = change(files)
     status = chat(files, *(given if isinstance(given, list) else []))
     check(status, capfd.readouterr().err, message)
     assert not copied
     assert not Path(MARK).exists()
 
 
-@pytest.mark.parametrize(("spoil", "message"), [r[1:] for r in LLM], ids=[r[0] for r in LLM])
-def test_what_is_wrong_with_the_files_of_a_language_model(spoil, message, files, copied, capfd):
-    spoil(files)
+@pytest.mark.parametrize(("change", "message"), [r[1:] for r in LLM], ids=[r[0] for r in LLM])
+def test_errors_in_the_files_of_a_language_model(change, message, files, copied, capfd):
+    change(files)
     check(chat(files), capfd.readouterr().err, message)
     assert copied == ["language model"]
     assert not Path(MARK).exists()
 
 
-@pytest.mark.parametrize(("spoil", "message"), [r[1:] for r in LATE], ids=[r[0] for r in LATE])
-def test_what_is_told_when_the_parts_are_there(spoil, message, files, copied, capfd):
-    spoil(files)
+@pytest.mark.parametrize(("change", "message"), [r[1:] for r in LATE], ids=[r[0] for r in LATE])
+def test_errors_after_the_parts_are_loaded(change, message, files, copied, capfd):
+    change(files)
     check(chat(files, "conversation.template=llama2"), capfd.readouterr().err, message)
     assert copied == ["language model"]
 
 
 @pytest.fixture
 def checkpoint(files, pairs, tmp_path) -> Path:
-    """A checkpoint of ours, of one step from the released file."""
+    """A checkpoint after one step from the released file."""
     run = {"total_steps": 1, "device": "cpu", "output_dir": tmp_path / "run"}
     given = [f"run.{key}={value}" for key, value in run.items()]
     given += ["datasets.train.pairs.type=aligned_pairs", f"datasets.train.pairs.path={pairs}"]
@@ -288,7 +292,7 @@ OURS = {
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_our_checkpoints_tell_more(kind, checkpoint, files, copied, capfd):
+def test_our_checkpoints_detect_more(kind, checkpoint, files, copied, capfd):
     change, message = OURS[kind]
     llm = files["vicuna_7b"]
     other = llm.with_name("other")
@@ -305,7 +309,7 @@ def test_our_checkpoints_tell_more(kind, checkpoint, files, copied, capfd):
 
 
 def test_a_checkpoint_of_the_first_format_still_loads(checkpoint, capfd):
-    """What was written before manifests told vocabulary, stage and data."""
+    """Written before manifests had vocabulary, stage and data."""
     file = checkpoint / "manifest.json"
     old = json.loads(file.read_text()) | {"format": 1}
     for key in ("stage", "data"):
@@ -317,7 +321,7 @@ def test_a_checkpoint_of_the_first_format_still_loads(checkpoint, capfd):
     assert main(["chat", "--cfg-path", str(checkpoint), "--question", "?", "--options", *QUICK]) == 0
 
 
-def test_each_row_has_a_message_of_its_own():
+def test_each_row_has_its_own_message():
     messages = [row[2] for row in (*EARLY, *LATE)] + [message for _, message in OURS.values()]
     assert len(set(messages)) == len(messages) >= 20
     assert architecture()["model.vision_encoder.depth"] == 2

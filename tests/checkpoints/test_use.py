@@ -1,4 +1,4 @@
-"""Using a checkpoint: chat from every one, stage 2 from stage 1, and a message of its own for each misfit."""
+"""Using a checkpoint: chat from every one, stage 2 from stage 1, and an own message for each mismatch."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from minigpt4 import Chat, load_model
 from minigpt4.checkpoints.manifest import Manifest
 from minigpt4.errors import CheckpointError, MiniGPT4Error, WeightsError
 from tests.runners.parts import train
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -51,11 +53,11 @@ def test_stage_2_starts_from_stage_1_with_another_template(tiny_values, checkpoi
     assert all(torch.equal(loaded.model.trained_state()[name], tensor) for name, tensor in before.items())
     manifest = Manifest.read(tmp_path / "two" / "checkpoints" / "latest")
     assert (manifest.template, manifest.step) == ("llama2", 1)
-    shutil.rmtree(checkpoint.parent)  # stage 2 needs stage 1 no more
+    shutil.rmtree(checkpoint.parent)  # stage 2 does not need stage 1 any more
     load_model(tmp_path / "two" / "checkpoints" / "latest", device="cpu")
 
 
-def test_a_model_is_asked_only_in_the_format_it_was_trained_in(checkpoint):
+def test_another_template_than_in_training_is_an_error(checkpoint):
     with pytest.raises(
         CheckpointError, match=r"trained with the template 'vicuna_v0'; conversation\.template is 'llama2'"
     ):
@@ -79,8 +81,10 @@ def edit_config(folder: Path, **parts: dict[str, Any]) -> None:
 
 
 def edit_tensors(folder: Path, change: Any) -> None:
+    """Write other tensors, and no checksum: the file is as it was saved."""
     tensors = load_file(folder / "model.safetensors")
     save_file(change(tensors), folder / "model.safetensors")
+    edit_json(folder / "manifest.json", checksums={})
 
 
 def rename(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -108,17 +112,17 @@ MISFITS = {
     ),
     "missing tensor": (
         lambda folder, other: edit_tensors(folder, lambda t: {"llama_proj.bias": t["llama_proj.bias"]}),
-        r"does not hold what the manifest says: llama_proj\.weight is missing$",
+        r"does not agree with manifest\.json: llama_proj\.weight is missing$",
     ),
     "renamed tensor": (
         lambda folder, other: edit_tensors(folder, rename),
-        r"the manifest says: .*llama_proj\.bias is missing, .*proj\.weight is one too many",
+        r"agree with manifest\.json: .*llama_proj\.bias is missing, .*proj\.weight is unexpected",
     ),
     "misshapen tensor": (
         lambda folder, other: edit_tensors(
             folder, lambda t: t | {"llama_proj.bias": t["llama_proj.bias"][1:].contiguous()}
         ),
-        r"does not hold what the manifest says: llama_proj\.bias is \[31\], not \[32\]$",
+        r"does not agree with manifest\.json: llama_proj\.bias is \[31\], should be \[32\]$",
     ),
     "renamed in the manifest too": (
         lambda folder, other: (
@@ -137,11 +141,15 @@ MISFITS = {
         lambda folder, other: (folder / "manifest.json").write_text("[1]"),
         r"manifest\.json: damaged",
     ),
+    "manifest with a wrong value": (
+        lambda folder, other: edit_json(folder / "manifest.json", trained={"llama_proj.bias": "32"}),
+        r"manifest\.json: damaged: trained\.llama_proj\.bias: .*valid list",
+    ),
     "later format": (
         lambda folder, other: edit_json(folder / "manifest.json", format=99),
         "format 99, but this version reads up to 2; upgrade minigpt4",
     ),
-    "config missing": (lambda folder, other: (folder / "config.yaml").unlink(), r"has no config\.yaml"),
+    "config missing": (lambda folder, other: (folder / "config.yaml").unlink(), r"config\.yaml is missing"),
     "config damaged": (lambda folder, other: (folder / "config.yaml").write_text("model: ["), r"config\.yaml"),
     "config empty": (lambda folder, other: (folder / "config.yaml").write_text(""), r"model\.\w+\.\w+ is required"),
 }
@@ -157,25 +165,25 @@ def other_part(folder: Path, part: str, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", MISFITS)
-def test_each_misfit_has_its_own_message_before_any_weight_is_copied(kind, checkpoint, other_llm, monkeypatch):
-    spoil, message = MISFITS[kind]
-    spoil(checkpoint, other_llm)
+def test_each_mismatch_has_its_own_message_before_any_weight_is_copied(kind, checkpoint, other_llm, monkeypatch):
+    change, message = MISFITS[kind]
+    change(checkpoint, other_llm)
     copied = []
-    real = assembling.load_strict
+    real = assembling.load_strict  # type: ignore[attr-defined]
     monkeypatch.setattr(assembling, "load_strict", lambda *a, **k: (copied.append(1), real(*a, **k))[1])
     with pytest.raises(MiniGPT4Error, match=message):
         load_model(checkpoint, device="cpu")
     assert not copied
 
 
-def test_a_folder_that_is_no_checkpoint_says_so(tmp_path):
-    with pytest.raises(CheckpointError, match=r"is no checkpoint, it has no manifest\.json"):
+def test_a_folder_that_is_not_a_checkpoint_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is not a checkpoint: manifest\.json is missing"):
         load_model(tmp_path)
 
 
 def test_init_from_must_name_a_checkpoint(tiny_values, tmp_path):
     tiny_values["model"]["init_from"] = str(tmp_path)
-    with pytest.raises(CheckpointError, match="is no checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
         train(tiny_values, tmp_path / "run")
 
 
