@@ -10,26 +10,30 @@ Legend of shape letters, used in every docstring:
     Q   query tokens an image becomes          Dq  width of a query feature
     V   vocabulary of the language model       Dl  width of the language model
 
-`image_mask` alone says where images go; the ids under it are fillers. Labels, too, never depend on an id: `labels`
-is `IGNORE` wherever nothing is learnt, padding included.
+`image_mask` alone says where images go; the ids under it are fillers. Labels do not depend on ids either: `labels` is
+`IGNORE` at every position that is not trained on, padding included.
 
-Rows with structure. `segment_ids` says which sample of a packed row a token belongs to (0 is padding).
-`branch_ids` splits a sample into a trunk (0) and branches (1, 2, ...): a branch sees the trunk and itself, never
-another branch. So several questions about one image share the image and stay strangers. Token i attends to token j
-when j <= i, both are of one segment, and j is of the trunk or of i's own branch.
+Rows are padded on the right. Since a token never attends to a later one, padding needs no attention mask.
+
+Rows with structure. `segment_ids` says which sample of a packed row a token belongs to (0 is padding). `branch_ids`
+splits a sample into a trunk (0) and branches (1, 2, ...): a branch sees the trunk and itself, but no other branch. So
+several questions about one image share the image and do not see each other. Token i attends to token j when j <= i,
+both are in the same segment, and j is in the trunk or in the branch of i.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 IGNORE = -100
-"""The label of a position that nothing is learnt from (the field's convention, `cross_entropy`'s default)."""
+"""The label of a position that is not trained on (the default of `cross_entropy`)."""
 
 
 @dataclass
@@ -39,13 +43,14 @@ class Sample:
     Attributes:
         id: where the sample comes from, for messages: `captions.jsonl:17`, `00012.tar/000120034`.
         input_ids: (T,) int64, fillers at image positions.
-        labels: (T,) int64, `IGNORE` where nothing is learnt. Position t holds the label of token t itself; the model
-            shifts.
+        labels: (T,) int64, `IGNORE` where the sample is not trained on. Position t holds the label of token t itself;
+            the model shifts.
         image_mask: (T,) bool, true at the Q positions of each image.
-        position_ids: (T,) int64; a branch counts on from the end of the trunk.
+        position_ids: (T,) int64; each branch continues from the end of the trunk, all else counts 0, 1, 2, ...
         branch_ids: (T,) int64, 0 for the trunk.
         pixel_values: (images, 3, H, W) float32, or None when features are cached or there is no image.
         query_features: (images, Q, Dq) cached output of the resampler, or None.
+        altered: what was cut or cannot be shown as it is, by kind (`"answer cut"`), with how often.
     """
 
     id: str
@@ -56,16 +61,17 @@ class Sample:
     branch_ids: Tensor
     pixel_values: Tensor | None = None
     query_features: Tensor | None = None
+    altered: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class Batch:
-    """Samples padded to one length; what a model's `forward` takes.
+    """Samples padded to one length; the input of a model's `forward`.
 
     Attributes:
         input_ids: (B, T) int64.
-        labels: (B, T) int64, `IGNORE` where nothing is learnt.
-        attention_mask: (B, T) bool, false at padding.
+        labels: (B, T) int64, `IGNORE` where the row is not trained on.
+        attention_mask: (B, T) bool, false at padding, which is on the right.
         image_mask: (B, T) bool.
         position_ids: (B, T) int64.
         segment_ids: (B, T) int64, 0 at padding.
@@ -74,9 +80,10 @@ class Batch:
         pixel_values: (I, 3, H, W) float32 or None.
         query_features: (I, Q, Dq) or None.
         ids: the samples' ids.
-        skipped: samples left out since the worker's last batch, by cause.
+        skipped: samples skipped since the worker's last batch, by cause.
+        altered: alterations of this batch's samples, by kind; see `Sample.altered`.
         reader: the number of the stream reader that made the batch.
-        position: raw samples that reader has consumed, this batch included; where it goes on after a resume.
+        position: raw samples that this reader has consumed, this batch included; where a resumed run continues.
     """
 
     input_ids: Tensor
@@ -91,34 +98,62 @@ class Batch:
     query_features: Tensor | None = None
     ids: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
+    altered: dict[str, int] = field(default_factory=dict)
     reader: int = 0
     position: int = 0
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with every tensor on `device`."""
-        moved: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=True)
-            for f in dataclasses.fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved)
+        in_background = torch.device(device).type != "cpu"
+        return self._map(lambda tensor: tensor.to(device, non_blocking=in_background))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory, from which a GPU copies while it computes; a DataLoader calls it."""
+        return self._map(Tensor.pin_memory)
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
     @property
     def supervised(self) -> Tensor:
-        """(B, T) bool: positions whose *next* token is learnt; logits are needed there and nowhere else."""
+        """(B, T) bool: positions whose *next* token is trained on; logits are computed there and nowhere else."""
         mask = torch.zeros_like(self.labels, dtype=torch.bool)
         mask[:, :-1] = self.labels[:, 1:] != IGNORE
         return mask
 
-    @property
-    def num_supervised(self) -> int:
-        """Number of tokens the loss is taken over."""
-        return int((self.labels[:, 1:] != IGNORE).sum())
+    @cached_property
+    def supervised_positions(self) -> Tensor:
+        """(N,) int64: where `supervised` is true, in the rows laid end to end."""
+        return positions_of(self.supervised)
 
-    @property
+    @cached_property
+    def image_positions(self) -> Tensor:
+        """(I * Q,) int64: where `image_mask` is true, in the rows laid end to end."""
+        return positions_of(self.image_mask)
+
+    @cached_property
     def has_structure(self) -> bool:
         """Whether rows hold several segments or branches, so that a plain causal mask would leak."""
         return bool((self.segment_ids > 1).any() or (self.branch_ids > 0).any())
+
+    @property
+    def num_supervised(self) -> int:
+        """Number of tokens that the loss is computed over."""
+        return len(self.supervised_positions)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return a copy with every tensor changed. What must be read from values is read before and kept: on a GPU,
+        reading it waits for everything that the GPU has still to compute."""
+
+        def changed(value: Any) -> Any:
+            return change(value) if isinstance(value, Tensor) else value
+
+        copy = dataclasses.replace(self, **{f.name: changed(getattr(self, f.name)) for f in dataclasses.fields(self)})
+        for name in ("supervised_positions", "image_positions", "has_structure"):
+            vars(copy)[name] = changed(getattr(self, name))
+        return copy
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Return where a mask (B, T) is true in the rows laid end to end: (N,) int64."""
+    return mask.flatten().nonzero().squeeze(1)

@@ -1,25 +1,29 @@
-"""Every exception the package raises on purpose.
+"""The exceptions of the package.
 
-All have one parent, so a caller (the command line, a notebook, a server) can tell "the user can mend this" from
-a defect: the command line prints the message of a `MiniGPT4Error` and exits with status 1, without a traceback.
-A message names the place, what was found and what to do.
+All have one parent, so that a caller (the command line, a notebook, a server) can distinguish errors that the user can
+fix from defects: the command line prints the message of a `MiniGPT4Error` and exits with status 1, without a
+traceback. A message names the place, what was found and what to do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from minigpt4.printable import printable
+
 
 class MiniGPT4Error(Exception):
-    """Parent of every error a user can mend."""
+    """Parent of every error that a user can fix; `exit_status` is that of the command line."""
+
+    exit_status = 1
 
 
 class UnknownNameError(MiniGPT4Error):
-    """A registry was asked for a name it does not hold."""
+    """A name is not in a registry."""
 
 
 class ConfigError(MiniGPT4Error):
-    """A configuration cannot be used; `problems` lists everything found, one line each."""
+    """A configuration cannot be used; `problems` lists everything that is wrong, one line each."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
@@ -29,37 +33,38 @@ class ConfigError(MiniGPT4Error):
 
 
 class MissingDependencyError(MiniGPT4Error):
-    """An optional package is needed and not installed."""
+    """An optional package is required and not installed."""
 
     def __init__(self, package: str, purpose: str, extra: str = "") -> None:
-        wanted = f"'minigpt4[{extra}]'" if extra else package
-        super().__init__(f"{purpose} needs the package {package!r}: pip install {wanted}")
+        target = f"'minigpt4[{extra}]'" if extra else package
+        super().__init__(f"{purpose} needs the package {package!r}: pip install {target}")
 
 
 class AssetError(MiniGPT4Error):
-    """A named asset could not be fetched, or does not have the expected content."""
+    """An asset cannot be downloaded, or does not have the expected content."""
 
 
 class WeightsError(MiniGPT4Error):
-    """Weights do not fit the module they are meant for."""
+    """Weights cannot be read, or do not fit the module."""
 
 
 class CheckpointError(MiniGPT4Error):
-    """A checkpoint is missing, damaged, or belongs to other parts."""
+    """A checkpoint is missing, damaged, or was trained with other parts."""
 
 
 class ExportError(MiniGPT4Error):
-    """A model does not fit the format it is to be exported to, or the export cannot be written."""
+    """A model does not fit the export format, or the export cannot be written."""
 
 
 class DataError(MiniGPT4Error):
     """A data set or one of its samples cannot be used.
 
-    `cause` is a short, stable word under which skipped samples are counted (`"image"`, `"caption"`, ...).
+    `cause` is a short, fixed word by which skipped samples are counted (`"image"`, `"caption"`, ...). The message is
+    one line, whatever the names in it hold.
     """
 
     def __init__(self, message: str, cause: str = "data") -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.cause = cause
 
     def __reduce__(self) -> tuple[type[DataError], tuple[str, str]]:
@@ -67,14 +72,14 @@ class DataError(MiniGPT4Error):
 
 
 class ImageError(DataError):
-    """An image cannot be read, or is too large to be safe."""
+    """An image cannot be read, or is larger than the limit."""
 
     def __init__(self, message: str, cause: str = "image") -> None:
         super().__init__(message, cause)
 
 
 class ConversationError(DataError):
-    """A dialogue cannot be rendered by a template, or has nothing to learn from."""
+    """A dialogue cannot be rendered by a template, or has no tokens to train on."""
 
     def __init__(self, message: str, cause: str = "conversation") -> None:
         super().__init__(message, cause)
@@ -85,18 +90,18 @@ class ContextLengthError(MiniGPT4Error):
 
 
 class DecodingError(MiniGPT4Error):
-    """The language model gives no usable logits."""
+    """The logits of the language model cannot be used."""
 
 
 class ServerError(MiniGPT4Error):
-    """The service cannot start: the port is taken, the key cannot be used."""
+    """The service cannot start: the port is in use, or the key is not valid."""
 
 
 class RequestError(MiniGPT4Error):
-    """A client's request is not answered; the client is told why.
+    """A client's request cannot be answered; the response says why.
 
     `status` is the HTTP status, `param` the part of the request that is wrong (`messages.0.content`), and `code` a
-    short, stable word that programs can compare.
+    short, fixed word that programs can compare.
     """
 
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
@@ -107,4 +112,12 @@ class RequestError(MiniGPT4Error):
 
 
 class TrainingError(MiniGPT4Error):
-    """Training cannot go on: values that are not finite, too many skipped samples, ranks that disagree."""
+    """Training cannot continue: values that are not finite, too many skipped samples, ranks that disagree."""
+
+
+class RunStoppedError(MiniGPT4Error):
+    """A signal stopped training; a checkpoint is saved. `exit_status` is 128 + the signal, as in shells."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + signal

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import pickle
 from collections import OrderedDict
+from typing import Any
 
 import pytest
 
 from minigpt4.errors import UnknownNameError
-from minigpt4.registry import Component, Registry, component, name_field, nearest, path_field
+from minigpt4.registry import REGISTRIES, Component, Registry, nearest
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_unknown_name(shapes: Registry, name: str, message: str) -> None:
     assert str(caught.value) == message
 
 
-def make() -> type:
+def make() -> Any:
     class Mine:
         pass
 
@@ -71,19 +72,27 @@ def test_nearest() -> None:
     assert nearest("zzz", ["seed", "rate"]) is None
 
 
-def test_fields_carry_what_the_loader_reads(shapes: Registry) -> None:
-    @dataclasses.dataclass(kw_only=True)
-    class Section:
-        part: Component = component(shapes, default="ordered")
-        required: str = path_field()
-        optional: str = path_field("", words=("none",))
-        kind: str = name_field(shapes, "ordered")
+def test_settings_are_found_without_the_class() -> None:
+    table = Registry("shape", {"here": ("no_such_module_xyz:Thing", "collections:OrderedDict")})
+    assert table.settings("here") is OrderedDict
+    with pytest.raises(ModuleNotFoundError, match="no_such_module_xyz"):
+        table.get("here")
 
-    part, required, optional, kind = dataclasses.fields(Section)
-    assert dict(part.metadata) == {"registry": shapes, "default": "ordered", "many": False}
-    assert required.default is dataclasses.MISSING
-    assert (optional.default, dict(optional.metadata)) == ("", {"path": True, "words": ("none",)})
-    assert kind.metadata["names"] is shapes
+
+def test_the_settings_of_a_plugin_are_its_dataclass(shapes: Registry) -> None:
+    mine = shapes.register("mine")(make())
+    with pytest.raises(UnknownNameError, match="Mine has no dataclass Config"):
+        shapes.settings("mine")
+    mine.Config = dataclasses.make_dataclass("Config", ["size"])
+    assert shapes.settings("mine") is mine.Config
+
+
+@pytest.mark.parametrize("kind", [name for name, table in REGISTRIES.items() if table.names()])
+def test_every_entry_is_there_and_knows_its_settings(kind: str) -> None:
+    for name in REGISTRIES[kind].names():
+        entry = REGISTRIES[kind].get(name)
+        if isinstance(entry, type) and hasattr(entry, "Config"):
+            assert REGISTRIES[kind].settings(name) is entry.Config
 
 
 def test_a_component_can_be_sent_to_a_worker() -> None:

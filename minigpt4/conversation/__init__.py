@@ -1,1 +1,1 @@
-"""One template object and one encoder for training and chat."""
+"""Dialogues, templates and the tokenizer: from text to token ids, for training and chat."""

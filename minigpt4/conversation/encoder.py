@@ -1,46 +1,32 @@
-"""From a dialogue to token ids, labels and image positions: the one encoder for training and chat.
+"""From a dialogue to token ids, labels and image positions, for training and chat.
 
-Input: a `Dialogue` and the number of its images. Output: `Encoded`. Text is tokenised segment by segment: a segment is
-what stands between two images, an answer is a segment of its own. Labels come from the spans written here, never from
-searching ids.
+Input: a `Dialogue` and the number of its images. Output: `Encoded`. Text is tokenised in segments: the text between two
+images is one segment, an answer is a segment of its own. Labels come from these segments, never from searching ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from minigpt4.batch import IGNORE
-from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue, Turn, place_images
-from minigpt4.conversation.templates import OWN, Template, get_template, published_chat, published_training
-from minigpt4.conversation.tokenizer import Run, TextTokenizer
+from minigpt4.config.sections import OWN_TEMPLATE, ConversationConfig
+from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue, Turn, images_first, place_images
+from minigpt4.conversation.own_template import own_template
+from minigpt4.conversation.templates import ASSISTANT, USER, Template, published_chat, published_training
+from minigpt4.conversation.tokenizer import Place, TextPiece, TextTokenizer
 from minigpt4.errors import ConfigError, ConversationError
+from minigpt4.registry import TEMPLATES
+from minigpt4.strict_json import find_surrogate
 
-
-@dataclass(frozen=True, kw_only=True)
-class ConversationSection:
-    """How dialogues become tokens; saved with every checkpoint, and the same in chat."""
-
-    template: str = "plain"
-    """plain, vicuna_v0, llama2, chatml, or `tokenizer` for the language model's own chat template."""
-    system: str = ""
-    """System text in front of every dialogue that has none; empty: the template's own opening."""
-    max_answer_tokens: int = 160
-    """Longest answer, end mark included, in tokens; a longer one is cut and keeps its end mark."""
-    max_tokens: int = 2048
-    """Longest row in tokens, image positions included; a longer sample is skipped and counted."""
-    isolate_turns: bool = False
-    """Keep the turns of a dialogue from one another: each is then a first turn, and no answer can be read off another.
-    In chat, too, a question is then answered without those before it, as the model learnt it; it sees all images."""
-
-    def __post_init__(self) -> None:
-        """Refuse a template that does not exist; the tokenizer's own is known only once it is loaded."""
-        if self.template != OWN:
-            get_template(self.template)
+ANSWER_CUT = "answer cut to max_answer_tokens"
+END_MARK_IN_ANSWER = "end mark in answer"
+MAX_CHARACTERS = 1_000_000
+"""Most characters of text in one sample; tokenizing more takes seconds, and memory."""
 
 
 @dataclass
@@ -52,179 +38,207 @@ class Encoded:
     image_mask: Tensor
     position_ids: Tensor
     branch_ids: Tensor
+    altered: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
-class _Span:
-    """A stretch of tokens: their ids, whether they are learnt, whether they are an image."""
+class _Segment:
+    """The ids of one segment; `supervised` is true for answers, `cut` for one that lost its tail."""
 
     ids: list[int]
-    learnt: bool = False
+    supervised: bool = False
     image: bool = False
+    cut: bool = False
 
 
 class ConversationEncoder:
-    """Renders dialogues by one template and tokenises them."""
+    """Renders dialogues with one template and tokenises them."""
 
     def __init__(
         self,
         tokenizer: TextTokenizer,
         tokens_per_image: int,
-        settings: ConversationSection,
+        settings: ConversationConfig,
         compat: Literal["ours", "published"] | str = "ours",
     ) -> None:
         self.tokenizer = tokenizer
         self.tokens_per_image = tokens_per_image
         self.settings = settings
         self.keeps_end_mark = compat != "published"
-        template = tokenizer.own_template() if settings.template == OWN else get_template(settings.template)
+        template = own_template(tokenizer) if settings.template == OWN_TEMPLATE else TEMPLATES.get(settings.template)
         self.training_template = published_training(template) if compat == "published" else template
         self.chat_template = published_chat(template) if compat == "published" else template
-        # The end mark as it is tokenised behind a word, not at the start of a segment.
-        glued = tokenizer.encode([("a", False), (template.end, True)])
-        self.end_ids = glued[len(tokenizer.encode([("a", False)])) :]
+        self.end_ids = tokenizer.tokenize_after_word((template.end, True))
         if self.keeps_end_mark and settings.max_answer_tokens <= len(self.end_ids):
             raise ConfigError(
-                f"conversation.max_answer_tokens: {settings.max_answer_tokens} leaves no room for an answer beside the "
-                f"end mark {template.end!r}, which is {len(self.end_ids)} token(s)"
+                f"conversation.max_answer_tokens: {settings.max_answer_tokens} is too small: the end mark "
+                f"{template.end!r} takes {len(self.end_ids)} token(s), and the answer needs at least one"
             )
 
-    def encode(self, dialogue: Dialogue, *, num_images: int, sample_id: str) -> Encoded:
-        """Encode a dialogue to learn from.
+    def encode_dialogue(self, dialogue: Dialogue, *, num_images: int, sample_id: str) -> Encoded:
+        """Encode a dialogue for training.
 
         Raises:
-            ConversationError: marks and images differ in number, a turn has no answer, nothing is left to learn, or the
-                row is longer than `max_tokens`.
+            ConversationError: the numbers of marks and images differ, a turn has no answer, no token is supervised, or
+                the row is longer than `max_tokens`.
         """
         unanswered = next((n for n, turn in enumerate(dialogue.turns) if not (turn.answer or "").strip()), None)
         if not dialogue.turns or unanswered is not None:
-            raise ConversationError(f"{sample_id}: turn {unanswered or 0} has no answer to learn", cause="no answer")
+            raise ConversationError(f"{sample_id}: turn {unanswered or 0} has no answer", cause="no answer")
+        _require_text(dialogue, sample_id)
         if self.settings.isolate_turns and len(dialogue.turns) > 1:
             trunk, branches = self._isolated(dialogue, num_images, sample_id)
         else:
             placed = place_images(dialogue, num_images, sample_id)
-            trunk, branches = list(self._spans(self.training_template, placed)), []
-        encoded = self._join(trunk, branches)
+            trunk, branches = list(self._segments(self.training_template, placed)), []
+        encoded = _join(trunk, branches)
         if not (encoded.labels[1:] != IGNORE).any():
-            raise ConversationError(f"{sample_id}: no token is left to learn", cause="no answer")
+            raise ConversationError(f"{sample_id}: no token of the answers is supervised", cause="no answer")
         if len(encoded.input_ids) > self.settings.max_tokens:
             raise ConversationError(
                 f"{sample_id}: {len(encoded.input_ids)} tokens, more than conversation.max_tokens "
                 f"{self.settings.max_tokens}",
                 cause="too long",
             )
+        end = self.training_template.end
+        num_with_end = sum(end in (turn.answer or "") for turn in dialogue.turns) if end else 0
+        if num_with_end:
+            encoded.altered[END_MARK_IN_ANSWER] = num_with_end
         return encoded
 
     def encode_prompt(self, dialogue: Dialogue, *, num_images: int, sample_id: str = "prompt") -> Encoded:
         """Encode a dialogue whose last turn the model is to answer.
 
-        With `compat: ours` the ids equal those that `encode` gives the same dialogue, up to the answer; earlier answers
-        are whole, however long, and stand as the ids they were given in; with `isolate_turns` there are none.
+        With `compat: ours` the ids equal those of `encode_dialogue` up to the answer. Earlier answers are not cut, and
+        keep the ids that the model generated. With `isolate_turns` the prompt has the last turn only.
 
         Raises:
-            ConversationError: marks and images differ in number, or there is nothing to encode.
+            ConversationError: the numbers of marks and images differ, or the prompt is empty.
         """
         if not dialogue.turns:
             raise ConversationError(f"{sample_id}: there is no turn to answer", cause="no question")
+        _require_text(dialogue, sample_id)
         placed = place_images(dialogue, num_images, sample_id)
         if self.settings.isolate_turns and len(dialogue.turns) > 1:
             last = dialogue.turns[-1]
             has_all = last.question.count(IMAGE_MARK) == num_images
-            placed = replace(dialogue, turns=(last,)) if has_all else _alone(dialogue, last, num_images)
-        encoded = self._join(list(self._spans(self.chat_template, placed, whole_answers=True)), [])
+            placed = replace(dialogue, turns=(last if has_all else _with_all_images(last, num_images),))
+        encoded = _join(list(self._segments(self.chat_template, placed, whole_answers=True)), [])
         if not len(encoded.input_ids):
             raise ConversationError(f"{sample_id}: the prompt is empty; ask a question or give an image", cause="empty")
         return encoded
 
-    def cut_answer(self, text: str) -> tuple[str, bool]:
-        """Return `text` up to the end mark, and whether the mark was there."""
-        end = self.training_template.end
-        head, found, _ = text.partition(end) if end else (text, "", "")
-        return head, bool(found)
+    def _segments(self, template: Template, dialogue: Dialogue, whole_answers: bool = False) -> Iterator[_Segment]:
+        """Yield the segments of a dialogue; answers are cut to `max_answer_tokens` unless `whole_answers`.
 
-    def _spans(self, template: Template, dialogue: Dialogue, whole_answers: bool = False) -> Iterable[_Span]:
-        """Yield the spans of a dialogue rendered by `template`, answers as they are or as training cuts them."""
-        runs: list[Run] = [(template.before_all(dialogue.system or self.settings.system or None), True)]
+        The segments of a template that `is_one_text` have the ids of the whole text, except where a token of the whole
+        text would reach over the border of an answer: the line break before an answer and one at its start, say.
+        """
+        pieces: list[TextPiece] = [(template.before_all(dialogue.system or self.settings.system or None), True)]
+        place: Place | None = "start" if template.is_one_text else None
+
+        def segment(ids: list[int], **kind: bool) -> _Segment:
+            nonlocal place
+            place = place and (self.tokenizer.place_after(ids[-1]) if ids else place)
+            return _Segment(ids, **kind)
+
         if template.starts_with_bos and self.tokenizer.bos_id is not None:
-            yield _Span([self.tokenizer.bos_id])
+            yield _Segment([self.tokenizer.bos_id])
         for index, turn in enumerate(dialogue.turns):
             before, after = template.around_question(index)
-            runs.append((before, True))
-            *imaged, rest = turn.question.split(IMAGE_MARK)
+            pieces.append((before, True))
+            *texts, rest = template.content(USER, turn.question).split(IMAGE_MARK)
             opening, closing = template.image.split(IMAGE_MARK)
-            for text in imaged:
-                runs += [(text, False), (opening, True)]
-                yield from self._text(runs)
-                yield _Span([self.tokenizer.filler_id] * self.tokens_per_image, image=True)
-                runs = [(closing, True)]
-            runs += [(rest, False), (after, True)]
+            for text in texts:
+                pieces += [(text, False), (opening, True)]
+                yield segment(self.tokenizer.tokenize(pieces, place))
+                yield _Segment([self.tokenizer.filler_id] * self.tokens_per_image, image=True)
+                place = place and "after a mark"
+                pieces = [(closing, True)]
+            pieces += [(rest, False), (after, True)]
             if turn.answer is None:
                 break
             if template.answers_apart:
-                yield from self._text(runs)
-                yield _Span(self._answer_ids(turn, template.end, whole_answers), learnt=True)
-                runs = []
+                yield segment(self.tokenizer.tokenize(pieces, place))
+                ids, is_cut = self._answer_ids(template, turn, place, whole_answers)
+                yield segment(ids, supervised=True, cut=is_cut)
+                pieces = []
             else:
-                runs += [(turn.answer, False), (template.end, True)]
-        yield from self._text(runs)
+                pieces += [(turn.answer, False), (template.end, True)]
+        yield segment(self.tokenizer.tokenize(pieces, place))
 
-    def _isolated(self, dialogue: Dialogue, num_images: int, sample_id: str) -> tuple[list[_Span], list[list[_Span]]]:
-        """Return the spans all turns share, and each turn's own: every turn rendered as the first one."""
+    def _isolated(
+        self, dialogue: Dialogue, num_images: int, sample_id: str
+    ) -> tuple[list[_Segment], list[list[_Segment]]]:
+        """Return the segments that all turns share, and those of each turn, rendered as if it were the first."""
         if any(IMAGE_MARK in turn.question for turn in dialogue.turns[1:]):
             raise ConversationError(
-                f"{sample_id}: a later question places an image; isolated turns share all images",
+                f"{sample_id}: a later question mentions an image; with isolate_turns, all images belong to the first",
                 cause="image count",
             )
-        place_images(dialogue, num_images, sample_id)  # a wrong number of marks is an error here, too
-        trunk: list[_Span] = []
-        branches: list[list[_Span]] = []
+        place_images(dialogue, num_images, sample_id)  # raises if the numbers of marks and images differ
+        trunk: list[_Segment] = []
+        branches: list[list[_Segment]] = []
         for turn in dialogue.turns:
-            spans = list(self._spans(self.training_template, _alone(dialogue, turn, num_images)))
-            cut = max((n for n, span in enumerate(spans) if span.image), default=-1) + 1
-            trunk = spans[:cut]
-            branches.append(spans[cut:])
+            alone = replace(dialogue, turns=(_with_all_images(turn, num_images),))
+            segments = list(self._segments(self.training_template, alone))
+            cut = max((n for n, segment in enumerate(segments) if segment.image), default=-1) + 1
+            trunk = segments[:cut]
+            branches.append(segments[cut:])
         return trunk, branches
 
-    def _text(self, runs: list[Run]) -> Iterable[_Span]:
-        ids = self.tokenizer.encode(runs)
-        if ids:
-            yield _Span(ids)
+    def _answer_ids(self, template: Template, turn: Turn, place: Place | None, whole: bool) -> tuple[list[int], bool]:
+        """Return an answer's ids with its end mark, cut to `max_answer_tokens` unless `whole`, and whether it was.
 
-    def _answer_ids(self, turn: Turn, end: str, whole: bool) -> list[int]:
-        """Return an answer's ids with its end mark, cut to `max_answer_tokens` unless they are to be whole."""
+        The white space before an answer is part of it: a model generates it, so `answer_ids` already have it.
+        """
         if turn.answer_ids is not None:
             ids = [*turn.answer_ids, *self.end_ids]
         else:
-            ids = self.tokenizer.encode([(turn.answer or "", False), (end, True)])
+            answer = template.before_answer + template.content(ASSISTANT, turn.answer or "")
+            ids = self.tokenizer.tokenize([(answer, False), (template.end, True)], place)
         limit = self.settings.max_answer_tokens
         if whole or len(ids) <= limit:
-            return ids
-        # Original: the end mark is cut off with the rest, and the model never learns to stop long answers.
-        return ids[: limit - len(self.end_ids)] + self.end_ids if self.keeps_end_mark else ids[:limit]
+            return ids, False
+        # Original: the end mark is cut off as well, and the model never learns to stop long answers.
+        return (ids[: limit - len(self.end_ids)] + self.end_ids if self.keeps_end_mark else ids[:limit]), True
 
-    def _join(self, trunk: list[_Span], branches: list[list[_Span]]) -> Encoded:
-        """Lay spans out in a row; positions of every branch go on from the end of the trunk."""
-        flat = [(span, 0) for span in trunk]
-        flat += [(span, n) for n, branch in enumerate(branches, start=1) for span in branch]
-        ids = [i for span, _ in flat for i in span.ids]
-        labels = [i if span.learnt else IGNORE for span, _ in flat for i in span.ids]
-        image = [span.image for span, _ in flat for _ in span.ids]
-        branch_ids = torch.tensor([n for span, n in flat for _ in span.ids], dtype=torch.long)
-        positions = torch.arange(len(ids))
-        trunk_length = int((branch_ids == 0).sum())
-        for n in range(1, len(branches) + 1):
-            own = branch_ids == n
-            positions[own] = torch.arange(trunk_length, trunk_length + int(own.sum()))
-        return Encoded(
-            torch.tensor(ids, dtype=torch.long),
-            torch.tensor(labels, dtype=torch.long),
-            torch.tensor(image, dtype=torch.bool),
-            positions,
-            branch_ids,
+
+def _join(trunk: list[_Segment], branches: list[list[_Segment]]) -> Encoded:
+    """Join segments to a row; the positions of every branch continue from the end of the trunk."""
+    groups = [trunk, *branches]
+    first, *others = sizes = [sum(len(segment.ids) for segment in group) for group in groups]
+    segments = [segment for group in groups for segment in group]
+    num_cut = sum(segment.cut for segment in segments)
+    return Encoded(
+        torch.tensor([i for s in segments for i in s.ids], dtype=torch.long),
+        torch.tensor([i if s.supervised else IGNORE for s in segments for i in s.ids], dtype=torch.long),
+        torch.tensor([s.image for s in segments for _ in s.ids], dtype=torch.bool),
+        torch.cat([torch.arange(first), *(torch.arange(first, first + size) for size in others)]),
+        torch.arange(len(groups)).repeat_interleave(torch.tensor(sizes)),
+        {ANSWER_CUT: num_cut} if num_cut else {},
+    )
+
+
+def _require_text(dialogue: Dialogue, sample_id: str) -> None:
+    """Raise unless a tokenizer can read all of a dialogue's text."""
+    parts = [dialogue.system or "", *(part for t in dialogue.turns for part in (t.question, t.answer or ""))]
+    size = sum(map(len, parts))
+    if size > MAX_CHARACTERS:
+        raise ConversationError(
+            f"{sample_id}: {size:,} characters of text, more than {MAX_CHARACTERS:,}; is this a caption?",
+            cause="text too large",
+        )
+    half = find_surrogate(parts)
+    if half is not None:
+        place = next(n for n, c in enumerate(half) if "\ud800" <= c <= "\udfff")
+        raise ConversationError(
+            f"{sample_id}: the text {half[max(0, place - 20) : place + 1]!a} holds half a character (a lone "
+            "surrogate, from bytes that are not UTF-8 or a text cut in the middle of an emoji); correct the text",
+            cause="text",
         )
 
 
-def _alone(dialogue: Dialogue, turn: Turn, num_images: int) -> Dialogue:
-    """Return the dialogue with one turn only, all images in front of its question."""
-    words = replace(turn, question=turn.question.replace(IMAGE_MARK, "").strip())
-    return place_images(replace(dialogue, turns=(words,)), num_images, "")
+def _with_all_images(turn: Turn, num_images: int) -> Turn:
+    """Return a turn with all images in front of its question."""
+    return replace(turn, question=images_first(turn.question.replace(IMAGE_MARK, "").strip(), num_images))

@@ -1,17 +1,18 @@
-"""Templates: the fixed text around questions, answers and images, one object for training and chat.
+"""Templates: the fixed text around questions, answers and images, for training and chat.
 
-A template's name is saved in every checkpoint. `published_chat` and `published_training` give the variants that the
-published code used in one place and not in the other; only `compat: published` asks for them.
+A template's name is saved in every checkpoint. `published_chat` and `published_training` are the variants that the
+published code used in chat and in training; only `compat: published` uses them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from minigpt4.conversation.dialogue import IMAGE_MARK
-from minigpt4.errors import ConversationError, UnknownNameError
-from minigpt4.registry import did_you_mean
+from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue
+from minigpt4.errors import ConversationError
 
+ROLES = SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
+"""The roles of system texts, questions and answers, as chat templates call them."""
 _TAGGED = f"<Img>{IMAGE_MARK}</Img>"
 
 
@@ -20,15 +21,19 @@ class Template:
     """The fixed text of a conversation format.
 
     Attributes:
-        name: how configs and checkpoints call it.
+        name: its name in configs and checkpoints.
         question: text before and after a question; the model answers after it.
-        end: the end mark behind every answer; it is trained, and an answer in chat stops at it.
+        end: the end mark after every answer; it is trained, and an answer in chat stops at it.
         next_question: text before and after every later question, None if the same as `question`.
         opening: text in front of everything when no system text is given.
-        system: text before and after a system text; None if the format knows none.
-        image: what stands for one image, `IMAGE_MARK` included.
+        system: text before and after a system text; None if the format has no system text.
+        image: the text of one image, with `IMAGE_MARK`.
         starts_with_bos: whether the tokenizer's BOS, if it has one, comes first.
-        answers_apart: whether an answer is tokenised apart from the question before it, as training does.
+        answers_apart: whether an answer is tokenised separately from the question before it, as in training.
+        before_answer: white space in front of an answer that is part of it: trained, and generated in chat.
+        stripped: the roles, of `ROLES`, whose text loses its outer white space.
+        is_one_text: whether segments are tokenised as parts of one text, as chat templates are; else each as a text of
+            its own, in front of which SentencePiece tokenizers put a blank, as in the published code.
     """
 
     name: str
@@ -40,22 +45,39 @@ class Template:
     image: str = IMAGE_MARK
     starts_with_bos: bool = True
     answers_apart: bool = True
+    before_answer: str = ""
+    stripped: frozenset[str] = frozenset()
+    is_one_text: bool = False
 
     def around_question(self, index: int) -> tuple[str, str]:
         """Return the text before and after the question of turn `index`, counted from 0."""
         return self.question if index == 0 or self.next_question is None else self.next_question
 
     def before_all(self, system: str | None) -> str:
-        """Return what stands in front of the first question.
+        """Return the text in front of the first question.
 
         Raises:
-            ConversationError: a system text is given and the format has no place for one.
+            ConversationError: a system text is given and the format has none.
         """
         if not system:
             return self.opening
         if self.system is None:
-            raise ConversationError(f"template {self.name!r} has no place for a system text")
-        return self.system[0] + system + self.system[1]
+            raise ConversationError(f"template {self.name!r} does not support a system text")
+        return self.system[0] + self.content(SYSTEM, system) + self.system[1]
+
+    def content(self, role: str, text: str) -> str:
+        """Return the text of a role as the format writes it."""
+        return text.strip() if role in self.stripped else text
+
+    def render(self, dialogue: Dialogue) -> str:
+        """Return a dialogue as text, with `IMAGE_MARK` for each image; up to the question that has no answer."""
+        text = self.before_all(dialogue.system)
+        for index, turn in enumerate(dialogue.turns):
+            before, after = self.around_question(index)
+            text += before + self.content(USER, turn.question).replace(IMAGE_MARK, self.image) + after
+            if turn.answer is not None:
+                text += self.before_answer + self.content(ASSISTANT, turn.answer) + self.end
+        return text
 
 
 PLAIN = Template(name="plain", question=("", ""), end="\n")
@@ -87,31 +109,14 @@ CHATML = Template(
     starts_with_bos=False,
 )
 
-TEMPLATES = {t.name: t for t in (PLAIN, VICUNA_V0, LLAMA2, CHATML)}
-
-OWN = "tokenizer"
-"""Name that stands for the chat template which the language model's tokenizer brings along."""
-
 PUBLISHED_SYSTEM = (
     "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. "
     "Please answer my questions."
 )
 
 
-def get_template(name: str) -> Template:
-    """Return a built-in template by name.
-
-    Raises:
-        UnknownNameError: no such template; the message has the nearest name.
-    """
-    if name not in TEMPLATES:
-        known = [*TEMPLATES, OWN]
-        raise UnknownNameError(f"unknown template {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}")
-    return TEMPLATES[name]
-
-
 def published_training(template: Template) -> Template:
-    """Return the template as the published conversation data was rendered: each later turn starts anew with BOS."""
+    """Return the template as the published conversation data was rendered: each turn starts with BOS."""
     before, after = template.question
     return replace(template, next_question=(before if before.startswith("<s>") else f"<s>{before}", after))
 
@@ -119,8 +124,8 @@ def published_training(template: Template) -> Template:
 def published_chat(template: Template) -> Template:
     """Return the template as the published chat wrote its prompts, which differ from its training prompts.
 
-    Original: `conversation.py` of the published code glues its separators to the text and tokenises everything between
-    two images in one go.
+    Original: `conversation.py` of the published code joins its separators to the text and tokenises everything between
+    two images at once.
     """
     if template.name == "vicuna_v0":
         variant = replace(template, question=("Human: ", "###Assistant: "), next_question=None, end="###")

@@ -1,7 +1,7 @@
-"""What trains and what does not: declared by name, applied once, shown at start.
+"""Which parts of the model are trained, and which are frozen.
 
-Input: the model and the names under `model.trainable`. Output: `requires_grad` set everywhere, and the numbers and
-precisions of trainable and frozen parameters that the start-up block prints.
+Input: the model and the names in `model.trainable`. Output: `requires_grad` of every parameter, and the numbers and
+precisions of trainable and frozen parameters, which a run prints at its start.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _LORA_MARK = ".lora_"
 
 
 def part_of(parameter: str) -> str:
-    """Return the part a parameter belongs to; adapters inside the language model are the part `lora`."""
+    """Return the part that a parameter belongs to; adapters in the language model are the part `lora`."""
     return "lora" if _LORA_MARK in parameter else parameter.split(".", 1)[0]
 
 
 def set_trainable(model: nn.Module, trainable: Sequence[str]) -> None:
-    """Let the parts named in `trainable` learn, in float32, and freeze everything else.
+    """Make the parts in `trainable` trainable, in float32, and freeze all others.
 
     Raises:
-        ConfigError: a name is not a part, or the part has no parameters (LoRA without a rank, say).
+        ConfigError: a name is unknown, or the part has no parameters (for example LoRA with rank 0).
     """
     wrong = [name for name in trainable if name not in PARTS]
     if wrong:
@@ -36,7 +36,7 @@ def set_trainable(model: nn.Module, trainable: Sequence[str]) -> None:
         part = part_of(name)
         parameter.requires_grad_(part in trainable)
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # half-precision weights would round small updates away
+            parameter.data = parameter.data.float()  # in half precision, small updates are lost to rounding
         found.add(part)
     empty = [name for name in trainable if name not in found]
     if empty:
@@ -44,7 +44,7 @@ def set_trainable(model: nn.Module, trainable: Sequence[str]) -> None:
 
 
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return `{part: (trainable, frozen)}` numbers of parameters, each tensor counted once."""
+    """Return `{part: (trainable, frozen)}`, numbers of parameters; each tensor counts once."""
     counts: dict[str, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
         trainable, frozen = counts.get(part_of(name), (0, 0))
@@ -54,7 +54,7 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def precisions(model: nn.Module) -> dict[str, str]:
-    """Return `{part: precisions}` in which the parameters are held, the one of most numbers first."""
+    """Return `{part: precisions}` of the parameters, the most frequent one first."""
     held: dict[str, Counter[str]] = {}
     for name, parameter in model.named_parameters():
         held.setdefault(part_of(name), Counter())[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()

@@ -1,6 +1,6 @@
-"""The language model: any causal LM of transformers, from a folder or a GGUF file, frozen unless declared otherwise.
+"""The language model: any causal LM of transformers, from a folder or a GGUF file, frozen by default.
 
-Input: token ids, or embeds with images already spliced in. Output: embeds and logits.
+Input: token ids, or embeds that already contain the images. Output: embeds and logits.
 """
 
 from __future__ import annotations
@@ -8,56 +8,39 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GgufConfig,
+    PreTrainedModel,
+    __version__,
+)
+from transformers.pytorch_utils import Conv1D
 
 from minigpt4.assets import resolve
 from minigpt4.batch import Batch
+from minigpt4.config.parts import LanguageModelConfig, LoraConfig
 from minigpt4.devices import fast_dtype
 from minigpt4.errors import ConfigError, MissingDependencyError, WeightsError
-from minigpt4.models.llm_folder import weight_files
+from minigpt4.models.blip2_weights import folder_config
 from minigpt4.models.splice import structured_mask
-from minigpt4.registry import path_field
+from minigpt4.weights import read_index, read_pickle, read_tensors
 
 _FULL, _WINDOWED = "full_attention", "sliding_attention"
 """transformers' names of the two kinds of attention layer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraConfig:
-    """Low-rank adapters inside the language model (needs the extra `lora`)."""
-
-    rank: int = 0
-    """Rank of the adapters; 0 is none."""
-    alpha: float = 16.0
-    """Scale: the adapters' output is multiplied by alpha / rank."""
-    dropout: float = 0.0
-    """Dropout in front of the adapters, as a probability."""
-    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
-    """Names of the linear layers that get one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LanguageModelConfig:
-    """Where the language model is, and how it is held."""
-
-    path: str = path_field()
-    """Folder with config.json, weights and tokenizer; or a GGUF file; or `asset:NAME`."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"
-    """Precision in which the weights are held; `auto` is bfloat16 where this machine is fast at it, else float32."""
-    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention kernel; `auto` is transformers' choice for the architecture."""
-    lora: LoraConfig = LoraConfig()
-    """Adapters."""
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""The files that transformers looks for, in its order; an index and shards may take the place of each."""
 
 
 class LanguageModel(nn.Module):
-    """A causal LM behind the few calls that alignment needs."""
+    """A causal LM of transformers, with the few methods that alignment needs."""
 
     Config = LanguageModelConfig
 
@@ -67,15 +50,15 @@ class LanguageModel(nn.Module):
         self.source = source
         self.settings: dict[str, Any] = {}
         if model.get_output_embeddings() is None:
-            raise WeightsError(f"{type(model).__name__} has no output embeddings; a causal LM is needed")
+            raise WeightsError(f"{type(model).__name__} has no output embeddings; a causal LM is required")
 
     @classmethod
     def from_config(cls, config: LanguageModelConfig) -> LanguageModel:
         """Load the model from disk; nothing is downloaded.
 
         Raises:
-            WeightsError: the folder cannot be loaded, or lacks tensors the architecture has.
-            MissingDependencyError: LoRA is asked for and peft is absent.
+            WeightsError: the folder cannot be loaded, or tensors of the architecture are missing.
+            MissingDependencyError: LoRA is configured and peft is not installed.
         """
         path = resolve(config.path)
         loaded = cls(load_causal_lm(path, config.dtype, config.attn_implementation), source=config.path)
@@ -84,11 +67,19 @@ class LanguageModel(nn.Module):
         return loaded
 
     def add_lora(self, config: LoraConfig) -> None:
-        """Put low-rank adapters beside the named linear layers; they start as a no-op."""
+        """Add low-rank adapters to the named linear layers; at first they change nothing."""
         try:
             import peft
         except ImportError as error:
             raise MissingDependencyError("peft", "model.language_model.lora", "lora") from error
+        modules = dict(self.model.named_modules())
+        linear = {name.rpartition(".")[2] for name, m in modules.items() if isinstance(m, (nn.Linear, Conv1D))}
+        gone = [t for t in config.target_modules if not any(f".{name}".endswith(f".{t}") for name in modules)]
+        if gone:
+            raise WeightsError(
+                f"model.language_model.lora.target_modules: {self.model.config.model_type} has no layer "
+                f"{', '.join(map(repr, gone))}; its linear layers are {', '.join(sorted(linear))}"
+            )
         settings = peft.LoraConfig(
             r=config.rank,
             lora_alpha=config.alpha,  # type: ignore[arg-type]
@@ -101,9 +92,9 @@ class LanguageModel(nn.Module):
             raise WeightsError(f"model.language_model.lora.target_modules: {error}") from error
 
     def merged_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors under the names of the model without adapters, each adapter added into its layer.
+        """Yield the tensors under their names in the model without adapters, each adapter merged into its layer.
 
-        A merged tensor is new, in the precision of the layer; all others are the model's own.
+        A merged tensor is a new one, in the precision of the layer; all others are the model's own.
         """
         for name, tensor in self.model.state_dict().items():
             if ".lora_" in name:
@@ -114,6 +105,13 @@ class LanguageModel(nn.Module):
                 deltas = [adapters.get_delta_weight(adapter) for adapter in adapters.active_adapters]
                 tensor = sum(deltas, tensor).to(tensor.dtype).detach()
             yield (f"{layer}.{leaf}" if adapted else name), tensor
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether head and embedding are one tensor; with an adapter on either, the merged ones differ."""
+        ends = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        adapted = any("lora_" in name for end in ends for name, _ in end.named_parameters())
+        return bool(self.model.config.get_text_config().tie_word_embeddings) and not adapted
 
     @property
     def hidden_size(self) -> int:
@@ -127,13 +125,13 @@ class LanguageModel(nn.Module):
 
     @property
     def context_length(self) -> int:
-        """The longest sequence the model was made for, in tokens."""
+        """The longest sequence that the model supports, in tokens."""
         limit: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return limit or sys.maxsize  # models with relative positions, such as BLOOM, name no limit
+        return limit or sys.maxsize  # models with relative positions, such as BLOOM, declare no limit
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the embeddings, and so of what goes through the model."""
+        """Precision of the embeddings, and so of the activations."""
         return self._embedding.dtype
 
     @property
@@ -145,10 +143,10 @@ class LanguageModel(nn.Module):
         return self.model.get_input_embeddings()(input_ids)
 
     def structured_masks(self, batch: Batch) -> Tensor | dict[str, Tensor]:
-        """Return the additive mask (B, 1, T, T) of rows with segments and branches; one for each kind of layer if some
-        see a window only.
+        """Return the additive mask (B, 1, T, T) of rows with segments and branches.
 
-        transformers uses a mask of this shape as it is, in every layer: the window must be in it.
+        transformers uses a mask of this shape unchanged in every layer, so a sliding window must be part of it. Models
+        with windowed layers get one mask for each kind of layer.
 
         Raises:
             ConfigError: the model cannot keep the parts of a row apart.
@@ -163,10 +161,10 @@ class LanguageModel(nn.Module):
         return masks if has_kinds and _WINDOWED in kinds else next(iter(masks.values()))
 
     def attention_kinds(self) -> set[str]:
-        """Return the kinds of attention layer of a model that can keep the parts of a row apart.
+        """Return the kinds of attention layer in a model that can keep the parts of a row apart.
 
         Raises:
-            ConfigError: it cannot, because masks and positions do not decide all that a token sees.
+            ConfigError: it cannot, because what a token attends to depends on more than masks and positions.
         """
         config = self.model.config.get_text_config()
         windowed = getattr(config, "sliding_window", None) is not None
@@ -174,7 +172,7 @@ class LanguageModel(nn.Module):
         kinds |= {f"{kind} attention" for kind in getattr(config, "attention_layers", []) if kind != "global"}
         reason = ""
         if getattr(config, "alibi", False) or "position_ids" not in inspect.signature(self.model.forward).parameters:
-            reason = "takes no positions from outside"
+            reason = "does not accept position_ids"
         elif not kinds <= {_FULL, _WINDOWED}:
             reason = f"has layers of {', '.join(sorted(kinds - {_FULL, _WINDOWED}))}"
         if reason:
@@ -191,16 +189,16 @@ class LanguageModel(nn.Module):
         position_ids: Tensor | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """Return logits, at chosen positions only if `at` is given.
+        """Return logits, of all positions or of those in `at`.
 
         Args:
             inputs_embeds: (B, T, Dl).
             attention_mask: (B, T) bool, or what `structured_masks` returns, or None.
             position_ids: (B, T) or None.
-            at: (B, T) bool, the positions whose logits are wanted.
+            at: (N,) int64, the positions whose logits are returned, in the rows laid end to end.
 
         Returns:
-            (B, T, V), or (N, V) for the N true positions of `at`, row by row.
+            (B, T, V), or (N, V) for the N positions in `at`.
         """
         keep = None if at is None else _only_at(self.model.get_output_embeddings(), at)
         try:
@@ -217,16 +215,20 @@ class LanguageModel(nn.Module):
 
 
 def _only_at(head: nn.Module, at: Tensor) -> Any:
-    """Make `head` compute only the rows of `at`, until the returned handle is removed.
+    """Make `head` compute only the positions `at`, until the returned handle is removed.
 
-    The full logits of a batch are its largest tensor by far. Cutting at the head's input, and not after the body,
-    leaves each family's own scaling and capping of logits in place.
+    The full logits are by far the largest tensor of a batch. Selecting at the head's input keeps each family's own
+    scaling and capping of logits in place.
     """
-    return head.register_forward_pre_hook(lambda _, args: (args[0][at].unsqueeze(0), *args[1:]))
+
+    def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].flatten(0, 1).index_select(0, at).unsqueeze(0), *inputs[1:])
+
+    return head.register_forward_pre_hook(select)
 
 
 def load_causal_lm(path: Path, dtype: str, attn_implementation: str = "auto") -> PreTrainedModel:
-    """Load a causal LM from a folder or a GGUF file, without touching the network.
+    """Load a causal LM from a folder or a GGUF file, without network access.
 
     Raises:
         WeightsError: it cannot be loaded, or tensors are missing.
@@ -238,34 +240,86 @@ def load_causal_lm(path: Path, dtype: str, attn_implementation: str = "auto") ->
     if path.suffix == ".gguf":
         folder = path.parent
         options |= {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
+    elif reason := needs_own_code(path):
+        raise WeightsError(reason)
     elif not (path / "config.json").is_file():
-        raise WeightsError(f"{path}: no config.json there; give a folder saved by transformers, or a .gguf file")
+        raise WeightsError(
+            f"{path}: no config.json found; set the path to a folder saved by transformers or to a .gguf file"
+        )
     else:
-        weight_files(path)  # says which file is damaged, where transformers names the folder at most
+        weight_files(path)  # names the damaged file, where transformers names the folder at most
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, **options
+            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True, **options
         )
-    except Exception as error:  # damaged files raise whatever the library below transformers raises
+    except Exception as error:  # damaged files raise errors of many libraries
         raise WeightsError(f"{path}: cannot be loaded as a causal language model: {error}") from error
     model, info = loaded
     if info["missing_keys"] or info["mismatched_keys"]:
-        lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-        more = sorted(map(str, info["unexpected_keys"]))
-        unknown = f"; {len(more)} that it has no place for: {', '.join(more[:5])}" if more else ""
+        missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+        unexpected = sorted(map(str, info["unexpected_keys"]))
+        also = f"; {len(unexpected)} unexpected: {', '.join(unexpected[:5])}" if unexpected else ""
         raise WeightsError(
-            f"{path}: {len(lacking)} tensors missing or misshapen, the first: {', '.join(lacking[:5])}{unknown}. "
-            "The weights are not those of the model that its config.json describes"
+            f"{path}: {len(missing)} tensors missing or of another shape: {', '.join(missing[:5])}{also}. The weights "
+            "do not belong to the model that config.json describes"
         )
     return model
 
 
+def needs_own_code(path: Path) -> str:
+    """Return why a folder cannot be loaded without running code in it, or nothing; such code is never run.
+
+    Many folders have a leftover `auto_map` from before transformers had their model; these need no code.
+    """
+    config = folder_config(path)
+    code, family = config.get("auto_map"), config.get("model_type")
+    known = (
+        isinstance(family, str) and family in CONFIG_MAPPING and CONFIG_MAPPING[family] in MODEL_FOR_CAUSAL_LM_MAPPING
+    )
+    if not code or known:
+        return ""
+    return (
+        f"{path}: config.json has auto_map, and transformers {__version__} has no causal language model {family!r}: "
+        "this model needs code from its folder, which is never run; use a model that transformers has"
+    )
+
+
 def declared_width(path: Path) -> int:
-    """Return the Dl that a folder's `config.json` declares, or 0 if it cannot be told without loading the model."""
+    """Return the Dl that a folder's `config.json` declares, or 0 if only loading the model can say it."""
     if not (path / "config.json").is_file():
         return 0
     try:
-        config: Any = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
+        config: Any = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False).get_text_config()
     except (OSError, ValueError, KeyError, TypeError):
-        return 0  # loading it will say what is wrong
+        return 0  # loading the model reports what is wrong
     return getattr(config, "word_embed_proj_dim", 0) or getattr(config, "hidden_size", 0)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weight files that transformers loads from a folder, each opened as far as its header.
+
+    Raises:
+        WeightsError: there are none, a shard is missing or damaged, or a pickle contains foreign code.
+    """
+    files = next((found for name in _WEIGHT_FILES if (found := _files_of(folder, name))), [])
+    if not files:
+        raise WeightsError(f"{folder}: has a config.json, but no .safetensors or .bin file of weights")
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise WeightsError(
+            f"{folder}: {len(missing)} of {len(files)} shards are missing, the first: {missing[0]}; copy them here"
+        )
+    for file in files:
+        if file.suffix == ".safetensors":
+            read_tensors(file, lambda name: False)
+        else:
+            read_pickle(file)
+    return files
+
+
+def _files_of(folder: Path, name: str) -> list[Path]:
+    """Return the file of this name, or the shards of its index."""
+    index = folder / f"{name}.index.json"
+    if (folder / name).is_file():
+        return [folder / name]
+    return [folder / shard for shard in sorted(set(read_index(index).values()))] if index.is_file() else []

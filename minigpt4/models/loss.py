@@ -13,18 +13,19 @@ def token_losses(logits: Tensor, batch: Batch) -> Tensor:
     """Return the cross-entropy of each supervised token, in float32.
 
     Args:
-        logits: (N, V), one row per true position of `batch.supervised`, in row order.
+        logits: (N, V), one row per position in `batch.supervised_positions`.
         batch: the batch they were computed for.
 
     Returns:
         (N,) losses in nats.
     """
-    targets = batch.labels.roll(-1, dims=1)[batch.supervised]
+    targets = batch.labels.flatten().index_select(0, batch.supervised_positions + 1)  # never a row's last position
     return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def sample_losses(losses: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return, per row, the sum of its token losses and the number of its supervised tokens, each (B,)."""
-    rows = torch.arange(len(batch), device=losses.device).unsqueeze(1).expand_as(batch.labels)[batch.supervised]
+    rows = batch.supervised_positions // batch.labels.shape[1]
     sums = torch.zeros(len(batch), device=losses.device).index_add_(0, rows, losses)
-    return sums, torch.bincount(rows, minlength=len(batch))
+    counts = torch.zeros(len(batch), dtype=rows.dtype, device=rows.device).index_add_(0, rows, torch.ones_like(rows))
+    return sums, counts

@@ -1,15 +1,12 @@
 """Resamplers: from many patch features to the few query features that `llama_proj` turns into image embeds.
 
-Input: `patch_features` (I, P, Dv). Output: `query_features` (I, Q, Dq). A resampler publishes `num_query_tokens` (Q)
-and `feature_dim` (Dq).
+Input: `patch_features` (I, P, Dv). Output: `query_features` (I, Q, Dq).
 """
 
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,25 +14,26 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from minigpt4.assets import resolve
+from minigpt4.config.parts import MergeConfig, PoolConfig, PrefixConfig, QFormerConfig
 from minigpt4.errors import ConfigError
-from minigpt4.models.blip2_folder import is_blip2_folder, read_qformer
-from minigpt4.models.identity import identity_settings
-from minigpt4.models.vision import VisionEncoder
-from minigpt4.registry import path_field
-from minigpt4.weights import RANDOM, load_strict, read_tensors
+from minigpt4.models.blip2_weights import read_part
+from minigpt4.models.vision import VisionEncoder, identity_settings
+from minigpt4.tensor_names import is_text_branch
+from minigpt4.weights import RANDOM, load_strict
 
-_TEXT_BRANCH = re.compile(r"qformer\.(embeddings\.(word|position)_|encoder\.layer\.\d+\.(intermediate|output)\.)")
+WHITENING_FLOOR = 1e-3
+"""Added to every variance before whitening, as a share of the largest one."""
 
 
 class Resampler(nn.Module):
-    """What every resampler offers.
+    """The interface of every resampler.
 
     Attributes:
         num_query_tokens: Q.
         feature_dim: Dq.
-        settings: what its config says of what it computes.
-        source: where its weights came from, as the config has it.
-        calibrated: names of buffers that `calibrate` sets from training images; they are saved with what was trained.
+        settings: the settings that decide what it computes; see `minigpt4.models.vision.identity_settings`.
+        source: where its weights come from, as in the config.
+        calibrated: names of buffers that `calibrate` sets from training images; checkpoints save them.
     """
 
     num_query_tokens: int
@@ -44,30 +42,17 @@ class Resampler(nn.Module):
     source: str = ""
     calibrated: tuple[str, ...] = ()
 
+    @classmethod
+    def from_config(cls, config: Any, vision_encoder: VisionEncoder) -> Self:
+        """Build the resampler for the features of an image encoder, and load its weights if it has any."""
+        return cls(config, vision_encoder)
+
     def calibrate(self, patch_features: Tensor) -> None:
         """Set the buffers named in `calibrated` from the patch features (I, P, Dv) of training images."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class QFormerConfig:
-    """BLIP-2's Q-Former without its text branch; the sizes are those of the published file."""
-
-    weights: str = path_field()
-    """`blip2_pretrained_flant5xxl.pth`, a Hugging Face folder of BLIP-2, or `random`."""
-    num_query_tokens: int = 32
-    """Q."""
-    hidden_size: int = 768
-    """Dq."""
-    num_hidden_layers: int = 12
-    """Layers; every second one, from the first, attends to the patches."""
-    num_attention_heads: int = 12
-    """Attention heads per layer."""
-    intermediate_size: int = 3072
-    """Width of the feed-forward layers."""
-
-
 class QFormer(Resampler):
-    """Learnt queries that attend to the patches (BLIP-2, section 3.1), held in float32."""
+    """Trained queries that attend to the patches (BLIP-2, section 3.1), in float32."""
 
     Config = QFormerConfig
 
@@ -90,7 +75,7 @@ class QFormer(Resampler):
         self.feature_dim = config.hidden_size
 
     @classmethod
-    def from_config(cls, config: QFormerConfig, vision_encoder: VisionEncoder) -> QFormer:
+    def from_config(cls, config: QFormerConfig, vision_encoder: VisionEncoder) -> Self:
         """Build the Q-Former for the encoder's patches and load its weights."""
         if config.weights == RANDOM:
             return cls(config, vision_encoder.feature_dim)
@@ -100,17 +85,13 @@ class QFormer(Resampler):
         return resampler
 
     def _load(self, weights: str) -> None:
-        """Load `Qformer.bert.*` and `query_tokens` of a BLIP-2 file or of a Hugging Face folder of BLIP-2.
+        """Load query tokens and Q-Former from BLIP-2's file or from a Hugging Face folder of BLIP-2.
 
         Raises:
-            WeightsError: a tensor is missing or misshapen.
+            WeightsError: a tensor is missing or of another shape.
         """
         path = resolve(weights)
-        if is_blip2_folder(path):
-            tensors = read_qformer(path)
-        else:
-            published = read_tensors(path, lambda name: name == "query_tokens" or name.startswith("Qformer.bert."))
-            tensors = {qformer_name(name): tensor for name, tensor in published.items()}
+        tensors = read_part(path, "resampler.")
         load_strict(self, tensors, source=str(path), ignore=is_text_branch, empty_as=torch.float32)
         self.source = weights
 
@@ -119,31 +100,6 @@ class QFormer(Resampler):
         patches = patch_features.to(self.query_tokens.dtype)
         queries = self.query_tokens.expand(len(patches), -1, -1)
         return self.qformer(query_embeds=queries, encoder_hidden_states=patches).last_hidden_state
-
-
-def qformer_name(published: str) -> str:
-    """Return our name of a tensor that the published files call `Qformer.bert.*` or `query_tokens`."""
-    name = published.replace("Qformer.bert.embeddings.LayerNorm.", "qformer.layernorm.")
-    name = name.replace("Qformer.bert.", "qformer.")
-    return name.replace("attention.self.", "attention.attention.")
-
-
-def is_text_branch(name: str) -> bool:
-    """Whether a tensor (by our name) belongs to the Q-Former's text branch, which MiniGPT-4 leaves out."""
-    return _TEXT_BRANCH.match(name) is not None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergeConfig:
-    """The published LLaMA-2 variant's way without Q-Former."""
-
-    neighbours: int = 4
-    """Consecutive patches joined to one query feature."""
-
-    def __post_init__(self) -> None:
-        """Refuse what joins nothing."""
-        if self.neighbours < 1:
-            raise ValueError(f"neighbours must be at least 1, found {self.neighbours}")
 
 
 class Merge(Resampler):
@@ -161,27 +117,10 @@ class Merge(Resampler):
         self.num_query_tokens = patches // config.neighbours
         self.feature_dim = vision_encoder.feature_dim * config.neighbours
 
-    @classmethod
-    def from_config(cls, config: MergeConfig, vision_encoder: VisionEncoder) -> Merge:
-        """Build for the encoder's patches."""
-        return cls(config, vision_encoder)
-
     def forward(self, patch_features: Tensor) -> Tensor:
         """Return `query_features` (I, Q, Dq) with Q = P / neighbours and Dq = Dv * neighbours."""
         patches = patch_features[:, self.prefix :]
         return patches.reshape(len(patches), self.num_query_tokens, self.feature_dim)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolConfig:
-    """Average patches over a coarse grid; for small encoders."""
-
-    grid: int = 4
-    """Rows and columns of the grid; Q is its square."""
-    position_features: bool = True
-    """Append a one-hot of the cell to its features, so that `llama_proj` has a bias of its own for each cell."""
-    scale: float = 1.0
-    """Factor on all features; below 1 a fresh `llama_proj` starts no louder than the token embeds around it."""
 
 
 class Pool(Resampler):
@@ -203,11 +142,6 @@ class Pool(Resampler):
         self.num_query_tokens = config.grid**2
         self.feature_dim = width + (self.num_query_tokens if config.position_features else 0)
 
-    @classmethod
-    def from_config(cls, config: PoolConfig, vision_encoder: VisionEncoder) -> Pool:
-        """Build for the encoder's patch grid."""
-        return cls(config, vision_encoder)
-
     def forward(self, patch_features: Tensor) -> Tensor:
         """Return `query_features` (I, grid * grid, Dv [+ Q]), float32, cells row by row."""
         images, _, width = patch_features.shape
@@ -215,6 +149,72 @@ class Pool(Resampler):
         cells = F.layer_norm(F.adaptive_avg_pool2d(maps, self.cells).flatten(2).transpose(1, 2), (width,))
         if not self.position_features:
             return self.scale * cells
-        # As long as a feature vector, or the cell's bias would learn that much slower than its features.
+        # As long as a feature vector; otherwise the cell's bias would be trained more slowly than its features.
         places = math.sqrt(width) * torch.eye(self.num_query_tokens, device=cells.device, dtype=cells.dtype)
         return self.scale * torch.cat([cells, places.expand(images, -1, -1)], dim=-1)
+
+
+class Prefix(Resampler):
+    """What stands out in an image, as one vector, repeated for each query token in different columns.
+
+    So one linear layer makes Q different tokens from one global feature, each with its own bias: the visual prefix of
+    Frozen (Tsimpoukelli et al. 2021, section 3.1). Suited to small encoders and simple images. The principal
+    directions are computed once from training images, without their texts. After this fixed linear map, features that
+    vary little (colour, compared with shape) are trained as fast as the others. Dq is Q * (components + 1).
+    """
+
+    Config = PrefixConfig
+    calibrated = ("mean", "directions")
+    mean: Tensor
+    directions: Tensor
+
+    def __init__(self, config: PrefixConfig, vision_encoder: VisionEncoder) -> None:
+        super().__init__()
+        width = vision_encoder.feature_dim
+        if config.components > width:
+            raise ConfigError(
+                f"model.resampler.components: {config.components} is more than the width of the features, {width}"
+            )
+        self.settings = identity_settings(config)
+        self.prefix = vision_encoder.num_prefix_tokens
+        self.components = config.components
+        self.scale = config.scale
+        self.num_query_tokens = config.num_query_tokens
+        self.feature_dim = config.num_query_tokens * (config.components + 1)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("directions", torch.eye(width, config.components))
+
+    def forward(self, patch_features: Tensor) -> Tensor:
+        """Return `query_features` (I, Q, Q * (components + 1)), float32; token n is zero outside its own columns."""
+        with torch.autocast(patch_features.device.type, enabled=False):  # whitening enlarges rounding errors
+            found = (self._salient(patch_features) - self.mean) @ self.directions
+        # As long as the features; otherwise a token's bias would be trained more slowly than they are.
+        constant = found.new_full((len(found), 1), math.sqrt(self.components))
+        slots = torch.eye(self.num_query_tokens, device=found.device, dtype=found.dtype)
+        spread = slots[None, :, :, None] * torch.cat([found, constant], dim=1)[:, None, None, :]
+        return self.scale * spread.flatten(2)
+
+    @torch.no_grad()
+    def calibrate(self, patch_features: Tensor) -> None:
+        """Set mean and whitening from training images; directions that hardly vary are damped, not enlarged."""
+        found = self._salient(patch_features).cpu()  # some accelerators cannot compute eigenvalues
+        mean = found.mean(0)
+        centred = found - mean
+        variances, directions = torch.linalg.eigh(centred.T @ centred / len(centred))  # in ascending order
+        kept = variances.flip(0)[: self.components].clamp(min=0)
+        self.mean.copy_(mean)
+        self.directions.copy_(
+            directions.flip(1)[:, : self.components] * (kept + WHITENING_FLOOR * variances.max()).rsqrt()
+        )
+
+    def _salient(self, patch_features: Tensor) -> Tensor:
+        """Return the layer-normalised weighted mean (I, Dv) of the patches' differences from their image's mean.
+
+        The weight of a patch is the squared length of its difference: all of an object counts, however small it is,
+        and a plain background does not.
+        """
+        patches = patch_features[:, self.prefix :].float()
+        away = patches - patches.mean(1, keepdim=True)
+        weights = away.square().sum(-1, keepdim=True)
+        salient = (away * weights).sum(1) / weights.sum(1).clamp(min=torch.finfo(weights.dtype).tiny)
+        return F.layer_norm(salient, salient.shape[-1:])

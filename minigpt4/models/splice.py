@@ -1,46 +1,51 @@
-"""Where text and images meet: image embeds go to the masked positions of a row of token embeds."""
+"""Where text and images meet: image embeds replace the token embeds at the image positions of a row."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from minigpt4.batch import Batch
+from minigpt4.batch import Batch, positions_of
 from minigpt4.errors import DataError
 
 
-def splice(token_embeds: Tensor, image_embeds: Tensor | None, image_mask: Tensor) -> Tensor:
+def splice(
+    token_embeds: Tensor, image_embeds: Tensor | None, image_mask: Tensor, positions: Tensor | None = None
+) -> Tensor:
     """Return `token_embeds` with `image_embeds` at the positions of `image_mask`, in order.
 
     Args:
         token_embeds: (B, T, Dl).
         image_embeds: (I, Q, Dl), or None when no row has an image.
         image_mask: (B, T) bool with I * Q true positions.
+        positions: (I * Q,) what `positions_of(image_mask)` returns, where it is known; finding it makes the program
+            wait for a GPU.
 
     Raises:
-        DataError: positions and image embeds differ in number.
+        DataError: the number of image positions is not the number of image embeds.
     """
-    places = int(image_mask.sum())
+    positions = positions_of(image_mask) if positions is None else positions
     found = 0 if image_embeds is None else image_embeds.shape[0] * image_embeds.shape[1]
-    if places != found:
+    if len(positions) != found:
         raise DataError(
-            f"the rows have {places} image positions, but the images make {found} embeds", cause="image count"
+            f"the rows have {len(positions)} image positions, but the images make {found} embeds", cause="image count"
         )
     if image_embeds is None:
         return token_embeds
-    return token_embeds.masked_scatter(image_mask.unsqueeze(-1), image_embeds.to(token_embeds.dtype))
+    rows = token_embeds.flatten(0, 1)
+    return rows.index_copy(0, positions, image_embeds.flatten(0, 1).to(rows.dtype)).view_as(token_embeds)
 
 
 def structured_mask(batch: Batch, dtype: torch.dtype, window: int | None = None) -> Tensor:
     """Return the additive attention mask of rows with segments and branches.
 
-    Additive, because every attention implementation reads it alike; a boolean one is misread by some.
+    It is additive because all attention implementations read such a mask alike; some misread a boolean one.
 
     Args:
         batch: its segments, branches and positions are read.
         dtype: of the attention scores.
-        window: how many positions back a token sees, itself included; None: all of them. Counted in positions, not in
-            places, so that a branch sees as much of its trunk as if it stood right behind it.
+        window: how many positions back a token sees, itself included; None: all of them. The distance is that of
+            `position_ids`, so that a branch sees as much of its trunk as if it followed it directly.
 
     Returns:
         (B, 1, T, T): 0 where token i may attend to token j, else the lowest value of `dtype`. A padding position

@@ -1,38 +1,63 @@
 """Image encoders, all on timm: EVA-ViT-g as MiniGPT-4 uses it, and any other backbone by name.
 
-Input: `pixel_values` (I, 3, H, W), normalised as the encoder's own `image_spec` says. Output: `patch_features`
-(I, P, Dv). An encoder publishes `feature_dim` (Dv), `num_prefix_tokens` (class tokens in front of the patches) and
-`grid` (rows, columns of the patches behind them).
+Input: `pixel_values` (I, 3, H, W), normalised as the encoder's `image_spec` says. Output: `patch_features` (I, P, Dv).
 """
 
 from __future__ import annotations
 
 import difflib
+import logging
+import math
 import re
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.data.config import resolve_model_data_config
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from minigpt4.assets import resolve
+from minigpt4.config.parts import EvaViTGConfig, TimmConfig
+from minigpt4.config.schema import plain
 from minigpt4.errors import ConfigError, UnknownNameError, WeightsError
-from minigpt4.models.blip2_folder import is_blip2_folder, read_encoder, read_ln_vision
-from minigpt4.models.identity import identity_settings
+from minigpt4.models.blip2_weights import read_part, read_vit
+from minigpt4.models.encoder_files import read_encoder, read_tables
 from minigpt4.processors.image import ImageSpec
-from minigpt4.registry import path_field
-from minigpt4.weights import RANDOM, in_order, load_strict, read_tensors
+from minigpt4.weights import RANDOM, in_order, load_strict
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_log = logging.getLogger(__name__)
+
+
+_NOT_IDENTITY = ("weights", "ln_vision_weights", "weights_match", "dtype")
+"""Settings that say where weights come from and how they are stored."""
+
+
+def identity_settings(config: Any) -> dict[str, Any]:
+    """Return the settings that decide what a part computes, besides its weights; a checkpoint's manifest records them.
+
+    Args:
+        config: the settings of an image encoder or a resampler.
+    """
+    return {key: value for key, value in plain(config).items() if key not in _NOT_IDENTITY}
 
 
 class VisionEncoder(nn.Module):
-    """What every image encoder offers."""
+    """The interface of every image encoder.
+
+    Attributes:
+        feature_dim: Dv.
+        num_prefix_tokens: tokens before the patches, such as a class token.
+        grid: rows and columns of the patches behind them.
+        image_spec: size and normalisation of `pixel_values`.
+        settings: the settings that decide what it computes; see `identity_settings`.
+        source: where its weights come from, as in the config.
+    """
 
     feature_dim: int
     num_prefix_tokens: int
@@ -47,35 +72,11 @@ class VisionEncoder(nn.Module):
         return self.num_prefix_tokens + self.grid[0] * self.grid[1]
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaViTGConfig:
-    """EVA-CLIP ViT-g/14 as MiniGPT-4 uses it; the sizes are those of the published file."""
-
-    weights: str = path_field()
-    """`eva_vit_g.pth`, a Hugging Face folder of BLIP-2, or `random`."""
-    ln_vision_weights: str = path_field("")
-    """What holds `ln_vision` (the Q-Former's file, or a Hugging Face folder of BLIP-2). Empty: identity, as in the
-    published LLaMA-2 variant."""
-    image_size: int = 224
-    """Height and width of the input in pixels."""
-    patch_size: int = 14
-    """Height and width of a patch in pixels."""
-    embed_dim: int = 1408
-    """Dv."""
-    depth: int = 39
-    """Blocks; the published file has one more, which MiniGPT-4 leaves out."""
-    num_heads: int = 16
-    """Attention heads per block."""
-    mlp_ratio: float = 4.3637
-    """Width of the MLP in units of `embed_dim`."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision in which the frozen weights are held."""
-
-
 class EvaViTG(VisionEncoder):
-    """EVA-ViT-g: all tokens of the last of its blocks, class token kept, no final norm, then `ln_vision`.
+    """EVA-ViT-g: all tokens of the last block, class token included, without a final norm, then `ln_vision`.
 
-    Source: BLIP-2's `eva_vit.py`; blocks' eps 1e-6, `ln_vision`'s 1e-5 and computed in float32 at least.
+    Source: BLIP-2's `eva_vit.py`. The blocks have an epsilon of 1e-6, `ln_vision` has 1e-5 and is computed in float32
+    or higher.
     """
 
     Config = EvaViTGConfig
@@ -112,7 +113,7 @@ class EvaViTG(VisionEncoder):
             encoder = cls(config)
             encoder.vit.to(dtype)
             return encoder
-        with torch.device("meta"):  # a billion random numbers would only be thrown away
+        with torch.device("meta"):  # no need to draw a billion random numbers first
             encoder = cls(config)
         encoder._load(config.weights, config.ln_vision_weights, dtype)
         return encoder
@@ -121,23 +122,23 @@ class EvaViTG(VisionEncoder):
         """Load the encoder's weights and, if named, `ln_vision.*`; each from a published file or a BLIP-2 folder.
 
         Raises:
-            WeightsError: a tensor is missing, misshapen or not known to be superfluous.
+            WeightsError: a tensor is missing, unknown or of another shape.
         """
         path = resolve(weights)
-        left_out = (f"blocks.{len(self.vit.blocks)}.", "norm.", "fc_norm.", "head.", "mask_token")
-        tensors = read_encoder(path) if is_blip2_folder(path) else read_tensors(path)
+        unused = (f"blocks.{len(self.vit.blocks)}.", "norm.", "fc_norm.", "head.", "mask_token")
+        tensors = read_vit(path)
         blocks: Any = self.vit.blocks
-        for block in blocks:  # a constant, which no file holds
+        for block in blocks:  # a constant that is in no file
             block.attn.k_bias = torch.zeros(self.feature_dim, dtype=dtype)
-        load_strict(self.vit, tensors, source=str(path), ignore=lambda name: name.startswith(left_out), empty_as=dtype)
+        load_strict(self.vit, tensors, source=str(path), ignore=lambda name: name.startswith(unused), empty_as=dtype)
         self.ln_vision = nn.LayerNorm(self.feature_dim, eps=self.ln_vision.eps)
         if ln_vision_weights:
             norm_path = resolve(ln_vision_weights)
-            norm = read_ln_vision(norm_path)
+            norm = read_part(norm_path, "vision_encoder.ln_vision.")
             if not norm:
                 raise WeightsError(
-                    f"{norm_path}: has no ln_vision, the norm between image encoder and Q-Former; "
-                    "model.vision_encoder.ln_vision_weights takes the file that has it"
+                    f"{norm_path}: has no ln_vision, the norm between image encoder and Q-Former; set "
+                    "model.vision_encoder.ln_vision_weights to the file that has it"
                 )
             load_strict(self.ln_vision, norm, source=f"{norm_path} (ln_vision)")
         self.source = weights
@@ -152,31 +153,8 @@ class EvaViTG(VisionEncoder):
         return normed.to(tokens.dtype)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimmConfig:
-    """Any backbone of timm."""
-
-    name: str
-    """timm's name of the architecture, such as `vit_base_patch16_siglip_224` or `convnext_tiny`."""
-    weights: str = path_field()
-    """A weight file, `asset:NAME`, or `random`; nothing is downloaded."""
-    weights_match: Literal["names", "order"] = "names"
-    """How tensors of the file find their places: by name, or by their order in the file."""
-    image_size: int = 0
-    """Height and width of the input in pixels; 0 takes the backbone's own."""
-    feature_levels: list[int] = field(default_factory=list)
-    """Feature maps to join, by timm's index; empty takes the last one. Each is layer-normalised over channels and
-    averaged down to the coarsest grid."""
-    mean: list[float] = field(default_factory=list)
-    """Mean of the three channels for values in 0..1; empty takes the backbone's own."""
-    std: list[float] = field(default_factory=list)
-    """Standard deviation of the three channels; empty takes the backbone's own."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision in which the frozen weights are held."""
-
-
 class TimmEncoder(VisionEncoder):
-    """A timm backbone, ViT or CNN; patches only, class tokens dropped."""
+    """A timm backbone, ViT or CNN; returns patches only, without class tokens."""
 
     Config = TimmConfig
     num_prefix_tokens = 0
@@ -197,11 +175,12 @@ class TimmEncoder(VisionEncoder):
         )
         try:
             with torch.no_grad():
-                features = self.eval()._maps(torch.zeros(1, 3, side, side))
+                self.eval()
+                features = self._maps(torch.zeros(1, 3, side, side))
         except (AssertionError, AttributeError, IndexError, RuntimeError) as error:
             raise ConfigError(
-                f"model.vision_encoder: {config.name} gives no feature maps for image_size {side} and feature_levels "
-                f"{self.levels}: {error}"
+                f"model.vision_encoder: {config.name} returns no feature maps for image_size {side} and "
+                f"feature_levels {self.levels}: {error}"
             ) from error
         self.feature_dim = sum(level.shape[1] for level in features)
         rows, columns = min((level.shape[2:] for level in features), key=lambda hw: hw[0] * hw[1])
@@ -212,22 +191,53 @@ class TimmEncoder(VisionEncoder):
         """Build the backbone and load its weights, if it has any."""
         encoder = cls(config)
         if config.weights != RANDOM:
-            path = str(resolve(config.weights))
-            tensors = read_tensors(path)
-            whole = timm.create_model(config.name, pretrained=False)
-            if config.weights_match == "order":
-                tensors = in_order(whole, tensors, path)
-            head = whole.state_dict().keys() - encoder.backbone.state_dict().keys()
-            if "norm.weight" not in tensors and "norm.weight" in encoder.backbone.state_dict():
-                # Backbones made for average pooling have their last norm behind the pooling; here it is per patch.
-                tensors = {re.sub(r"^fc_norm\.", "norm.", name): tensor for name, tensor in tensors.items()}
-            load_strict(encoder.backbone, tensors, source=path, ignore=lambda name: name in head)
+            encoder._load(resolve(config.weights), config)
             encoder.source = config.weights
         encoder.to(getattr(torch, config.dtype))
         return encoder
 
+    def _load(self, path: Path, config: TimmConfig) -> None:
+        """Load the weights of a file, as timm or another tool saved it; classification heads are ignored.
+
+        Raises:
+            WeightsError: a tensor is missing, unknown or of another shape.
+        """
+        whole = timm.create_model(config.name, pretrained=False)
+        expected = self.backbone.state_dict()
+        if config.weights_match == "order":
+            tables = read_tables(path)
+            place = str(path)
+            tensors = self._own_norm(in_order(whole, max(tables.values(), key=len), place))
+        else:
+            tensors, place = read_encoder(path, expected.keys(), self._own_norm)
+        self._fit_position_embedding(tensors, path)
+        head = whole.state_dict().keys() - expected.keys()
+        report = load_strict(self.backbone, tensors, source=place, ignore=lambda name: name in head)
+        if report.ignored:
+            _log.info("%s: classification head ignored: %s", path, ", ".join(report.ignored))
+
+    def _own_norm(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the last norm of backbones with average pooling, where it is after the pooling; here it is before."""
+        if "norm.weight" in tensors or "norm.weight" not in self.backbone.state_dict():
+            return tensors
+        return {re.sub(r"^fc_norm\.", "norm.", name): tensor for name, tensor in tensors.items()}
+
+    def _fit_position_embedding(self, tensors: dict[str, Tensor], path: Path) -> None:
+        """Resample a learned position embedding (1, P, Dv) to this image size; what cannot be resampled stays."""
+        found, own = tensors.get("pos_embed"), self.backbone.state_dict().get("pos_embed")
+        grid = getattr(getattr(self.backbone, "patch_embed", None), "grid_size", None)
+        if grid is None or found is None or own is None or found.shape == own.shape or {found.ndim, own.ndim} != {3}:
+            return
+        rows, columns = grid
+        prefix = own.shape[1] - rows * columns
+        side = math.isqrt(max(found.shape[1] - prefix, 0))
+        if side * side + prefix != found.shape[1] or found.shape[2] != own.shape[2]:
+            return
+        tensors["pos_embed"] = resample_abs_pos_embed(found, [rows, columns], num_prefix_tokens=prefix)
+        _log.info("%s: pos_embed resampled from %d x %d to %d x %d patches", path, side, side, rows, columns)
+
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return `patch_features` (I, P, Dv); patches run row by row."""
+        """Return `patch_features` (I, P, Dv), patches row by row."""
         maps = self._maps(pixel_values.to(next(self.backbone.parameters()).dtype))
         if self.levels:
             maps = [F.layer_norm(m.movedim(1, -1), m.shape[1:2]).movedim(-1, 1) for m in maps]
@@ -246,19 +256,19 @@ class TimmEncoder(VisionEncoder):
 
 
 def _check(config: TimmConfig) -> None:
-    """Raise UnknownNameError or ConfigError for a backbone or a normalisation that cannot be."""
+    """Raise UnknownNameError for an unknown backbone and ConfigError for a wrong normalisation."""
     name, _, tag = config.name.partition(".")
     tags = [tagged.partition(".")[2] for tagged in timm.list_pretrained(f"{name}.*")]
     if not timm.is_model(name) or (tag and tag not in tags):
         known = [f"{name}.{t}" for t in tags] if timm.is_model(name) else timm.list_models()
         near = difflib.get_close_matches(config.name, known, n=5, cutoff=0.5)
-        raise UnknownNameError(f"timm has no model {config.name!r}. Alike: {', '.join(near) or 'none'}")
+        raise UnknownNameError(f"timm has no model {config.name!r}. Similar: {', '.join(near) or 'none'}")
     for field_, values in (("mean", config.mean), ("std", config.std)):
         if len(values) not in (0, 3):
             raise ConfigError(f"model.vision_encoder.{field_}: {len(values)} values; give one for each of R, G and B")
 
 
 def _takes_image_size(name: str) -> bool:
-    """Whether the backbone is built for one image size (transformers are, most CNNs are not)."""
+    """Whether the backbone is built for one image size, as transformers are and most CNNs are not."""
     cfg = timm.get_pretrained_cfg(name)
     return cfg is not None and cfg.fixed_input_size

@@ -1,1 +1,1 @@
-"""Images to tensors, captions to clean text."""
+"""Image and text processors: images to tensors, captions to clean text."""

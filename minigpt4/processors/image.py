@@ -1,27 +1,47 @@
-"""Any picture a person may have, to the tensor a vision encoder takes.
+"""From any image to the tensor that a vision encoder takes.
 
-Input: a PIL image, the bytes of a file or its path, and the `ImageSpec` of the vision encoder, which alone
-knows its size and normalisation. Output: a normalised float tensor. Training, chat and serving all come
-through here.
+Input: a PIL image, the bytes of a file or its path, and the `ImageSpec` of the vision encoder (size, normalisation).
+Output: a normalised float tensor, the same in training, chat and serving.
 """
 
 from __future__ import annotations
 
 import io
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from minigpt4.config.parts import ImageProcessorConfig
 from minigpt4.errors import ImageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ImageSource = Image.Image | bytes | str | Path
 WHITE = (255, 255, 255)
 MAX_PIXELS = 100_000_000
+MAX_SHOWN = 200
+"""Longest file name in a message, in characters."""
+SHRINK_ABOVE = 16_000_000
+"""An image with more pixels is halved until it has at most these, so that no larger RGB picture is held in memory.
+Halving averages blocks of pixels; JPEG files are decoded at that size."""
+_STRIP_PIXELS = 1_000_000
+_ROTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What to do for each value of the EXIF orientation."""
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -48,33 +68,18 @@ class ImageSpec:
 class ImageProcessor:
     """Opens, resizes and normalises one image at a time."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """How images are fitted to the encoder's size."""
+    Config = ImageProcessorConfig
 
-        resize: Literal["stretch", "letterbox"] = "stretch"
-        """`stretch` changes the proportions (published); `letterbox` keeps them and pads with white."""
-        max_side: int = 0
-        """Pictures with a side longer than this, in pixels, are shrunk to it first; 0: none are. For a model that has
-        seen small pictures only: a large one has edges sharper than any it knows."""
-        max_pixels: int = MAX_PIXELS
-        """Largest image decoded, in pixels, against decompression bombs (PIL itself refuses above
-        178,956,970)."""
+    def __init__(self, config: ImageProcessorConfig, spec: ImageSpec) -> None:
+        import torch  # here, because the command line checks images with `open_image` before it imports torch
 
-        def __post_init__(self) -> None:
-            if self.max_side < 0:
-                raise ValueError(f"max_side must be 0 or more, found {self.max_side}")
-            if self.max_pixels < 1:
-                raise ValueError(f"max_pixels must be at least 1, found {self.max_pixels}")
-
-    def __init__(self, config: Config, spec: ImageSpec) -> None:
         self.config = config
         self.spec = spec
         self._mean = torch.tensor(spec.mean).view(3, 1, 1)
         self._std = torch.tensor(spec.std).view(3, 1, 1)
 
     @classmethod
-    def from_config(cls, config: Config, spec: ImageSpec) -> ImageProcessor:
+    def from_config(cls, config: ImageProcessorConfig, spec: ImageSpec) -> ImageProcessor:
         """Build the processor for the vision encoder that `spec` describes."""
         return cls(config, spec)
 
@@ -83,7 +88,7 @@ class ImageProcessor:
 
         Args:
             image: a PIL image in any mode, the bytes of an image file, or its path.
-            name: what the image is called in messages (its path, where a path is given).
+            name: the name of the image in messages; its path if `image` is a path.
 
         Returns:
             (3, H, W) float32, normalised.
@@ -91,7 +96,14 @@ class ImageProcessor:
         Raises:
             ImageError: the image cannot be read, or is too large.
         """
-        picture = self._fit(open_image(image, name, self.config.max_pixels))
+        import torch
+
+        picture = open_image(image, name, self.config.max_pixels)
+        try:
+            picture = self._fit(picture)
+        except (ValueError, OSError) as error:
+            size = f"{picture.width} x {picture.height}"
+            raise ImageError(f"{name}: the image of {size} pixels cannot be resized ({error}); leave it out") from error
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(torch.float32).div(255)
         return (pixels - self._mean) / self._std
 
@@ -100,7 +112,10 @@ class ImageProcessor:
         spec, side = self.spec, self.config.max_side
         resample = _FILTERS[spec.interpolation]
         if 0 < side < max(picture.size):
-            picture = ImageOps.contain(picture, (side, side), resample)
+            width, height = picture.size
+            longest = max(width, height)
+            size = (max(1, round(width / longest * side)), max(1, round(height / longest * side)))
+            picture = picture.resize(size, resample)
         if self.config.resize == "stretch":
             return picture.resize((spec.width, spec.height), resample)
         scale = min(spec.width / picture.width, spec.height / picture.height)
@@ -112,19 +127,19 @@ class ImageProcessor:
 
 
 def open_image(source: ImageSource, name: str = "image", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return any image as RGB: turned as its EXIF says, on white where it is transparent, the first frame of
-    many.
+    """Return any image as RGB: rotated by its EXIF orientation, on white where transparent, the first of its frames.
 
-    Original: converts files but not PIL images, ignores EXIF, and shows the hidden colour of transparent
-        pixels.
+    An image of more than `SHRINK_ABOVE` pixels is returned smaller.
+
+    Original: converts files but not PIL images, ignores EXIF, and shows the hidden colour of transparent pixels.
 
     Args:
         source: a PIL image in any mode, the bytes of an image file, or its path.
-        name: what the image is called in messages (its path, where a path is given).
+        name: the name of the image in messages; its path if `image` is a path.
         max_pixels: the largest image that is decoded.
 
     Raises:
-        ImageError: not an image, damaged, too large, missing, or in colours that cannot be converted.
+        ImageError: the file is missing, not an image, damaged or too large, or its colours cannot be converted.
     """
     if isinstance(source, str | Path):
         name = str(source)
@@ -137,12 +152,15 @@ def open_image(source: ImageSource, name: str = "image", max_pixels: int = MAX_P
         )
     if image.width * image.height == 0:
         raise ImageError(f"{name}: the image is empty ({image.width} x {image.height} pixels); leave it out")
-    if image.format == "EPS":  # PIL would start ghostscript on a stranger's program
-        raise ImageError(f"{name}: EPS files are not read; convert the image to PNG")
+    if image.format == "EPS":  # PIL would run the file's program in ghostscript
+        raise ImageError(f"{name}: EPS files are not supported; convert the image to PNG")
     try:
+        if image is not source and (factor := _factor(image)) > 1:
+            size = max(1, image.width // factor), max(1, image.height // factor)
+            image.draft(None, size)  # only the decoder of JPEG can do this
         image.load()
-        return _to_rgb(_turn(image))
-    except Exception as error:  # PIL's many decoders raise whatever they meet: OSError, SyntaxError, struct.error ...
+        return _rotate(_to_rgb(image), image)
+    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error ...
         raise ImageError(
             f"{name}: the image is damaged or cannot be converted ({error}); open and save it again, or leave it out"
         ) from error
@@ -150,33 +168,74 @@ def open_image(source: ImageSource, name: str = "image", max_pixels: int = MAX_P
 
 def _open_lazily(source: bytes | str | Path, name: str) -> Image.Image:
     """Read a file's header; its pixels are decoded by `load`."""
+    if isinstance(source, str | Path):
+        _require_regular_file(source, name)
     try:
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-    except FileNotFoundError as error:
-        raise ImageError(f"{name}: there is no such image file; correct the path", cause="missing image") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{name}: this is a folder, not an image file; correct the path") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: {error}; make the image smaller", cause="image too large") from error
     except UnidentifiedImageError as error:
         empty = not (source if isinstance(source, bytes) else Path(source).stat().st_size)
-        found = "the file is empty" if empty else "this is not an image, or of a format that PIL cannot read"
+        found = "the file is empty" if empty else "this is not an image, or its format is not supported by PIL"
         raise ImageError(f"{name}: {found}; convert it to PNG or JPEG, or leave it out") from error
-    except Exception as error:  # a header that one of PIL's decoders stumbles over
+    except Exception as error:  # a header that one of PIL's decoders cannot read
         raise ImageError(f"{name}: the image cannot be read ({error}); convert it to PNG or JPEG") from error
 
 
-def _turn(image: Image.Image) -> Image.Image:
-    """Turn the image as its EXIF orientation says."""
+def _require_regular_file(path: str | Path, name: str) -> None:
+    """Raise unless `path` is a regular file: reading a pipe or a device may never end."""
     try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged metadata around good pixels: the picture is shown as it is stored
-        return image
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError) as error:  # no file, a name that is too long, a loop of links, a NUL in the name
+        shown = name if len(name) <= MAX_SHOWN else f"{name[:MAX_SHOWN]}..."
+        why = "" if isinstance(error, FileNotFoundError) else f" ({getattr(error, 'strerror', None) or error})"
+        raise ImageError(f"{shown}: image file not found{why}; correct the path", cause="missing image") from error
+    if stat.S_ISDIR(mode):
+        raise ImageError(f"{name}: this is a folder, not an image file; correct the path")
+    if not stat.S_ISREG(mode):
+        raise ImageError(f"{name}: this is a pipe or a device, not an image file; correct the path")
+
+
+def _factor(image: Image.Image) -> int:
+    """Return by what to divide the sides of an image so that it has at most `SHRINK_ABOVE` pixels: 1, 2, 4 ..."""
+    factor = 1
+    while image.width * image.height > SHRINK_ABOVE * factor**2:
+        factor *= 2
+    return factor
+
+
+def _rotate(picture: Image.Image, image: Image.Image) -> Image.Image:
+    """Rotate the picture by the EXIF orientation of the image that it was made from."""
+    try:
+        orientation: Any = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged metadata and good pixels: keep the image as it is stored
+        return picture
+    rotation = _ROTATIONS.get(orientation)
+    return picture if rotation is None else picture.transpose(rotation)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image strip by strip: a conversion of all of it would hold further copies, of 4 or 8 bytes a pixel."""
+    factor = _factor(image)
+    top = _largest_grey(image) if image.mode in _DEEP_MODES else 0.0
+    canvas = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+    for y, strip in _strips(image, factor):
+        picture = _strip_to_rgb(strip, top)
+        canvas.paste(picture if factor == 1 else picture.reduce(factor), (0, y // factor))
+    return canvas
+
+
+def _strips(image: Image.Image, factor: int = 1) -> Iterator[tuple[int, Image.Image]]:
+    """Yield the first row and the pixels of each strip; every strip but the last has a multiple of `factor` rows."""
+    rows = max(1, _STRIP_PIXELS // (image.width * factor)) * factor
+    for y in range(0, image.height, rows):
+        yield y, image.crop((0, y, image.width, min(y + rows, image.height)))
+
+
+def _strip_to_rgb(image: Image.Image, top: float) -> Image.Image:
     if image.mode in _DEEP_MODES:
-        return _to_eight_bits(image).convert("RGB")
+        grey = np.clip(_greys(image) / top * 255 + 0.5, 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
     layer = image.convert("RGBA")
@@ -185,15 +244,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return canvas
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale a 16-bit, 32-bit or float grey image to 0..255; PIL's own conversion would clip it.
+def _largest_grey(image: Image.Image) -> float:
+    """Return the white of a 16-bit, 32-bit or float grey image; PIL's own conversion would clip it at 255.
 
-    The modes `I` and `F` do not say their range: it is taken as the smallest of 1 (float), 255, 65,535 and
-    2^31 - 1 that holds every value.
+    The range of the modes `I` and `F` is not known: it is the smallest of 1 (float), 255, 65,535 and 2^31 - 1 that
+    covers every value.
     """
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    top = 65_535.0
-    if image.mode in ("I", "F"):
-        ranges = ([1.0] if image.mode == "F" else []) + [255.0, 65_535.0, 2_147_483_647.0]
-        top = next((limit for limit in ranges if values.max() <= limit), float(values.max()))
-    return Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8))
+    if image.mode not in ("I", "F"):
+        return 65_535.0
+    largest = max(float(_greys(strip).max()) for _, strip in _strips(image))
+    ranges = ([1.0] if image.mode == "F" else []) + [255.0, 65_535.0, 2_147_483_647.0]
+    return next((limit for limit in ranges if largest <= limit), largest)
+
+
+def _greys(strip: Image.Image) -> NDArray[np.float64]:
+    return np.nan_to_num(np.asarray(strip).astype(np.float64))

@@ -1,37 +1,30 @@
-"""Text processors: what is done to a caption or an answer before a template sees it.
+"""Text processors: they clean captions and answers before a template renders them.
 
-Input: raw text of a data set. Output: text. Each data set names its own processor, since captions scraped
-from the web want cleaning that written answers would suffer from.
+Input: raw text of a data set. Output: text. Each data set has its own processor: captions from the web need cleaning
+that would damage written answers.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from minigpt4.config.parts import BlipCaptionConfig, TextProcessorConfig
 
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
 _SPACES = re.compile(r"\s{2,}")
 
 
 class TextProcessor:
-    """Strips both ends; leaves the text itself as it was written."""
+    """Strips both ends and cuts a text that is too long."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """How much is kept."""
-
-        max_words: int = 0
-        """Longest text in words, the rest is cut; 0 keeps everything."""
-
-        def __post_init__(self) -> None:
-            if self.max_words < 0:
-                raise ValueError(f"max_words must be 0 or more, found {self.max_words}")
+    Config = TextProcessorConfig
 
     def __init__(self, max_words: int = 0) -> None:
         self.max_words = max_words
+        self.num_cut = 0  # texts cut so far: a data set counts those of each sample
 
     @classmethod
-    def from_config(cls, config: Config) -> TextProcessor:
+    def from_config(cls, config: TextProcessorConfig) -> TextProcessor:
         """Build the processor."""
         return cls(config.max_words)
 
@@ -41,21 +34,19 @@ class TextProcessor:
 
     def _cut(self, text: str) -> str:
         words = text.split(" ")
-        return " ".join(words[: self.max_words]) if 0 < self.max_words < len(words) else text
+        if not 0 < self.max_words < len(words):
+            return text
+        self.num_cut += 1
+        return " ".join(words[: self.max_words])
 
 
 class BlipCaption(TextProcessor):
-    """BLIP's caption cleaning, as the published stage 1 uses it (`blip_processors.py`).
+    """BLIP's caption cleaning, as in the published stage 1 (`blip_processors.py`).
 
-    Lower case; `.!"()*#:;~` become blanks; runs of blanks become one.
+    Lower case; `.!"()*#:;~` become spaces; several spaces become one.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(TextProcessor.Config):
-        """How much is kept."""
-
-        max_words: int = 50
-        """Longest caption in words, the rest is cut; 0 keeps everything."""
+    Config = BlipCaptionConfig
 
     def __call__(self, text: str) -> str:
         """Return the cleaned caption; it may be empty."""

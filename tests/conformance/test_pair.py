@@ -17,20 +17,19 @@ from minigpt4 import Chat, load_model
 from minigpt4.batch import IGNORE, Sample
 from minigpt4.chat.answer import Answer
 from minigpt4.chat.engine import Engine, Prompt
-from minigpt4.chat.section import ChatSection
 from minigpt4.checkpoints.assemble import LoadedModel
 from minigpt4.config import Config, config_from_values
+from minigpt4.config.sections import ChatConfig
 from minigpt4.conversation.dialogue import Dialogue, Turn
 from minigpt4.conversation.encoder import ConversationEncoder
 from minigpt4.datasets.collate import collate, pack
 from minigpt4.errors import ConfigError, ContextLengthError
-from minigpt4.exports.ends import end_token_ids
 from minigpt4.models.freezing import part_of
 from minigpt4.runners.train import TrainRunner
 
-GREEDY = ChatSection(max_new_tokens=12)
+GREEDY = ChatConfig(max_new_tokens=12)
 SHORT = {"max_new_tokens": 4}
-CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
 QUESTION, ANSWER = "What is on the plate?", "A small red bird, I think."
 Loaded = LoadedModel
 
@@ -45,19 +44,19 @@ def noise(loaded: Loaded, images: int, seed: int = 0) -> Tensor:
 
 
 def question_of(loaded: Loaded, words: str) -> str:
-    """A question, or none where the format knows captions only."""
-    return "" if loaded.encoder.training_template.name == "plain" else words
+    """A question, or none if the format has captions only."""
+    return "" if loaded.conversation.training_template.name == "plain" else words
 
 
 def sample(loaded: Loaded, name: str, *turns: tuple[str, str], images: int) -> Sample:
     asked = [(question_of(loaded, question), answer) for question, answer in turns]
-    encoded = loaded.encoder.encode(dialogue(*asked), num_images=images, sample_id=name)
+    encoded = loaded.conversation.encode_dialogue(dialogue(*asked), num_images=images, sample_id=name)
     pixels = noise(loaded, images, seed=len(name)) if images else None
     return Sample(id=name, pixel_values=pixels, **vars(encoded))
 
 
 def samples(loaded: Loaded) -> list[Sample]:
-    """Rows of unlike lengths with one, two and no images."""
+    """Rows of different lengths, with one, two and no images."""
     return [
         sample(loaded, "one", (QUESTION, ANSWER), images=1),
         sample(loaded, "two!", ("Compare them.", "Same."), ("Why do you say so?", "Both are blue."), images=2),
@@ -66,7 +65,7 @@ def samples(loaded: Loaded) -> list[Sample]:
 
 
 def keeps_parts_apart(loaded: Loaded) -> None:
-    """Skip what the language model says it cannot do; a model that cannot and does not say so fails."""
+    """Skip the test if the language model reports that it cannot keep the parts of a row apart."""
     try:
         loaded.model.language_model.attention_kinds()
     except ConfigError as error:
@@ -82,7 +81,7 @@ def picture(seed: int) -> Image.Image:
 
 
 @torch.no_grad()
-def test_shapes_are_those_the_parts_publish(loaded):
+def test_shapes_are_those_of_the_attributes(loaded):
     model = loaded.model
     pixels = torch.stack([loaded.image_processor(picture(n)) for n in range(2)])
     patches = model.vision_encoder(pixels)
@@ -102,19 +101,19 @@ def test_shapes_are_those_the_parts_publish(loaded):
 # ------------------------------------------------------------------------------------------------- prompts and masks
 
 
-def test_what_is_learnt_is_every_answer_with_its_end_mark_and_nothing_else(loaded):
-    encoder = loaded.encoder
-    turns = ((QUESTION, ANSWER), ("And what else?", "Nothing."))
+def test_labels_are_every_answer_with_its_end_mark_and_nothing_else(loaded):
+    encoder = loaded.conversation
+    turns: tuple[tuple[str, str], ...] = ((QUESTION, ANSWER), ("And what else?", "Nothing."))
     if encoder.training_template.question == ("", ""):
         turns = turns[:1]  # captions (`plain`) have no questions that would stand between two answers
     row = sample(loaded, "row", *turns, images=1)
-    learnt = row.labels != IGNORE
-    assert torch.equal(row.labels[learnt], row.input_ids[learnt])
-    assert not (learnt & row.image_mask).any()
-    runs = [list(run) for is_learnt, run in groupby(row.labels.tolist(), key=lambda i: i != IGNORE) if is_learnt]
+    supervised = row.labels != IGNORE
+    assert torch.equal(row.labels[supervised], row.input_ids[supervised])
+    assert not (supervised & row.image_mask).any()
+    runs = [list(run) for is_label, run in groupby(row.labels.tolist(), key=lambda i: i != IGNORE) if is_label]
     end = encoder.training_template.end
-    wanted = [f"{answer}{end}" for _, answer in turns]
-    assert [encoder.tokenizer.decode(run, keep_special=True) for run in runs] == wanted
+    expected = [f"{answer}{end}" for _, answer in turns]
+    assert [encoder.tokenizer.decode(run, keep_special=True) for run in runs] == expected
     assert int(row.image_mask.sum()) == encoder.tokens_per_image == loaded.model.num_query_tokens
     assert 0 <= int(row.input_ids.min()) <= int(row.input_ids.max()) < loaded.model.language_model.vocab_size
     bos = encoder.tokenizer.bos_id
@@ -126,8 +125,8 @@ def test_the_prompt_of_chat_is_the_beginning_of_the_row_of_training(loaded, imag
     question = question_of(loaded, QUESTION)
     if not images and not question:
         pytest.skip("a caption without an image has no prompt")
-    row = loaded.encoder.encode(dialogue((question, ANSWER)), num_images=images, sample_id="row")
-    prompt = loaded.encoder.encode_prompt(dialogue((question, None)), num_images=images)
+    row = loaded.conversation.encode_dialogue(dialogue((question, ANSWER)), num_images=images, sample_id="row")
+    prompt = loaded.conversation.encode_prompt(dialogue((question, None)), num_images=images)
     length = len(prompt.input_ids)
     assert torch.equal(row.input_ids[:length], prompt.input_ids)
     assert torch.equal(row.image_mask[:length], prompt.image_mask)
@@ -135,8 +134,8 @@ def test_the_prompt_of_chat_is_the_beginning_of_the_row_of_training(loaded, imag
     assert row.labels[length] != IGNORE
 
 
-def test_nobody_ends_a_turn_by_typing_its_marks(loaded):
-    encoder = loaded.encoder
+def test_marks_typed_by_users_do_not_end_a_turn(loaded):
+    encoder = loaded.conversation
     if encoder.training_template.name == "plain":
         pytest.skip("captions have no question")
     special = {encoder.tokenizer.tokenizer.convert_tokens_to_ids(token) for token in encoder.tokenizer.special_tokens}
@@ -181,18 +180,18 @@ def test_padding_and_packing_change_no_loss(loaded):
 
 
 @torch.no_grad()
-def test_isolated_turns_lose_what_each_turn_alone_loses(loaded):
+def test_the_loss_of_isolated_turns_is_the_sum_of_each_turn_alone(loaded):
     if not question_of(loaded, QUESTION):
         pytest.skip("captions have one turn")
     keeps_parts_apart(loaded)
-    ours, model = loaded.encoder, loaded.model
+    ours, model = loaded.conversation, loaded.model
     settings = dataclasses.replace(ours.settings, isolate_turns=True)
     isolating = ConversationEncoder(ours.tokenizer, ours.tokens_per_image, settings)
     turns = ((QUESTION, ANSWER), ("Is it blue?", "No."), ("And how many are there?", "One."))
     pixels = noise(loaded, 1)
 
     def loss(encoder: ConversationEncoder, *turns: tuple[str, str]) -> Tensor:
-        encoded = encoder.encode(dialogue(*turns), num_images=1, sample_id="row")
+        encoded = encoder.encode_dialogue(dialogue(*turns), num_images=1, sample_id="row")
         return model(collate([Sample(id="row", pixel_values=pixels, **vars(encoded))], 0))
 
     alone = sum(loss(isolating, turn) for turn in turns)
@@ -201,12 +200,12 @@ def test_isolated_turns_lose_what_each_turn_alone_loses(loaded):
 
 @torch.no_grad()
 def test_ids_and_their_embeds_give_the_same_logits(loaded):
-    """So scaling, learnt positions and capping of the family are neither lost nor applied twice."""
+    """Scaling, position embeddings and capping of the family are neither lost nor applied twice."""
     llm = loaded.model.language_model
     ids = collate([sample(loaded, "none", (QUESTION, ANSWER), images=0)], 0).input_ids
-    wanted = llm.model(input_ids=ids, use_cache=False).logits
-    torch.testing.assert_close(llm(llm.embed(ids), torch.ones_like(ids, dtype=torch.bool)), wanted, **CLOSE)
-    torch.testing.assert_close(llm(llm.embed(ids), None), wanted, **CLOSE)
+    expected = llm.model(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(llm(llm.embed(ids), torch.ones_like(ids, dtype=torch.bool)), expected, **CLOSE)
+    torch.testing.assert_close(llm(llm.embed(ids), None), expected, **CLOSE)
 
 
 # ---------------------------------------------------------------------------------------------- gradients and a step
@@ -229,12 +228,12 @@ def test_only_what_is_trainable_has_a_gradient(loaded):
         model.eval()
 
 
-def test_a_step_changes_what_is_trainable_and_the_checkpoint_brings_it_back(pair, loaded, tmp_path):
+def test_a_step_changes_what_is_trainable_and_the_checkpoint_restores_it(pair, loaded, tmp_path):
     trained = TrainRunner.from_config(training_config(pair, tmp_path)).run().model
     before, after = loaded.model.state_dict(), trained.state_dict()
     changed = {name for name, tensor in after.items() if not torch.equal(tensor.cpu(), before[name])}
     assert {"llama_proj.weight", "llama_proj.bias"} <= changed
-    assert changed <= trained.learnt_names()
+    assert changed <= trained.trained_names()
     calibrated = {f"resampler.{name}" for name in trained.resampler.calibrated}
     assert {part_of(name) for name in changed - calibrated} <= set(trained.trainable)
     again = load_model(tmp_path / "run" / "checkpoints" / "latest", device="cpu")
@@ -259,7 +258,7 @@ def training_config(pair: Config, folder: Path) -> Config:
         "datasets": {"train": {"pairs": {"type": "aligned_pairs", "path": str(folder / "pairs")}}},
         "run": {
             "output_dir": str(folder / "run"),
-            "seed": pair.run.seed if pair.run else 0,  # what is random in the pair must be the same
+            "seed": pair.run.seed,  # what is random in the pair must be the same
             "device": "cpu",
             "total_steps": 1,
             "global_batch_size": 2,
@@ -267,14 +266,14 @@ def training_config(pair: Config, folder: Path) -> Config:
             **dict.fromkeys(("learning_rate", "min_learning_rate", "warmup_start_learning_rate"), 1e-2),
         },
     }
-    return config_from_values({**pair.values, **changes}, pair.source)
+    return config_from_values({**pair.values, **changes}, "pair")
 
 
 # -------------------------------------------------------------------------------------------------------- generation
 
 
 def prompts(engine: Engine) -> list[Prompt]:
-    """Prompts of unlike lengths with one, two and, where questions are known, no images."""
+    """Prompts of different lengths, with one, two and (if the template has questions) no images."""
     asked = [(QUESTION, 1), ("Is the left one like the right one, or is it not?", 2), ("Hello?", 0)]
     return [
         Prompt(
@@ -291,40 +290,41 @@ def test_a_batch_answers_as_one_by_one_and_as_a_stream(loaded):
     asked = prompts(engine)
     together = engine.answer(asked, GREEDY)
     assert together == [engine.answer([prompt], GREEDY)[0] for prompt in asked]
-    assert together == ["".join(engine.stream(prompt, GREEDY)) for prompt in asked]
+    embeds = [engine.embeds(prompt, GREEDY.max_new_tokens) for prompt in asked]
+    assert together == ["".join(engine.stream(engine.new_answer(GREEDY), row)) for row in embeds]
 
 
 @torch.no_grad()
 def test_answers_are_those_of_the_model_without_a_cache(loaded):
-    engine, llm = Engine(loaded), loaded.model.language_model
+    engine, llm, end = Engine(loaded), loaded.model.language_model, loaded.conversation.training_template.end
     for prompt in prompts(engine):
         row, ids = engine.embeds(prompt, GREEDY.max_new_tokens).unsqueeze(0), []
         for _ in range(GREEDY.max_new_tokens):
             token = int(llm(row, None)[0, -1].argmax())
             ids.append(token)
-            if token in end_token_ids(loaded) or loaded.encoder.cut_answer(text_of(loaded, ids))[1]:
+            if token in engine.end_ids or (end and end in text_of(loaded, ids)):
                 break
             row = torch.cat([row, llm.embed(torch.tensor([[token]]))], dim=1)
         assert engine.answer([prompt], GREEDY) == [answer_of(loaded, ids)]
 
 
-def test_without_an_image_the_answer_is_that_of_the_bare_language_model(loaded):
+def test_without_an_image_the_answer_is_that_of_the_language_model_alone(loaded):
     if not question_of(loaded, QUESTION):
         pytest.skip("a caption without an image has no prompt")
     asked = dialogue((QUESTION, None))
-    ids = loaded.encoder.encode_prompt(asked, num_images=0).input_ids.unsqueeze(0)
+    ids = loaded.conversation.encode_prompt(asked, num_images=0).input_ids.unsqueeze(0)
     out = loaded.model.language_model.model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=GREEDY.max_new_tokens,
         do_sample=False,
-        eos_token_id=end_token_ids(loaded) or None,
+        eos_token_id=Engine(loaded).end_ids or None,
         pad_token_id=0,
     )
     assert Engine(loaded).answer([Prompt(asked)], GREEDY) == [answer_of(loaded, out[0, ids.shape[1] :].tolist())]
 
 
-def test_a_conversation_goes_on(loaded):
+def test_a_conversation_continues(loaded):
     chat = Chat(loaded, GREEDY)
     session = chat.session(images=[picture(0)])
     question = question_of(loaded, QUESTION)
@@ -334,7 +334,7 @@ def test_a_conversation_goes_on(loaded):
     assert second == chat.engine.answer([Prompt(whole, chat.engine.query_features([picture(0)]))], GREEDY)[0]
 
 
-def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(loaded):
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_an_error(loaded):
     context = loaded.model.language_model.context_length
     assert context >= 64
     with pytest.raises(ContextLengthError, match=f"reads {context}"):
@@ -342,15 +342,15 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(loaded):
 
 
 def text_of(loaded: Loaded, ids: list[int]) -> str:
-    return loaded.encoder.tokenizer.decode(ids, keep_special=True)
+    return loaded.conversation.tokenizer.decode(ids, keep_special=True)
 
 
 def answer_of(loaded: Loaded, ids: list[int]) -> str:
     """The text of raw ids up to where the answer ends, read token by token as a stream is.
 
-    Read at once, half a character would spoil letters before it: tokenizers with byte tokens see them as one.
+    Decoded at once, half a character would change the letters before it: tokenizers with byte tokens join them.
     """
-    answer = Answer(loaded.encoder, GREEDY, end_token_ids(loaded))
+    answer = Answer(loaded.conversation, GREEDY, Engine(loaded).end_ids)
     for token in ids:
         if answer.finish_reason is None:
             answer.add(token)

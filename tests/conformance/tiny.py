@@ -1,4 +1,4 @@
-"""Tiny language models of many families on disk, each with a tokenizer of its own kind, and encoders for them."""
+"""Tiny language models of many families on disk, each with another kind of tokenizer, and encoders for them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PHI = (
 
 @dataclass(frozen=True)
 class Llm:
-    """A language model: its config, given the size of its vocabulary, its tokenizer, and how it is talked to."""
+    """A language model: its config, given the size of its vocabulary, its tokenizer, and its template."""
 
     config: Callable[[int], PreTrainedConfig]
     tokenizer: Callable[[], Any]
@@ -131,7 +131,12 @@ LLMS: dict[str, Llm] = {
         "chatml",
     ),
 }
-GEMMA_SPECIAL = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "chat_template": GEMMA}
+GEMMA_SPECIAL: dict[str, Any] = {
+    "bos_token": "<bos>",
+    "eos_token": "<eos>",
+    "pad_token": "<pad>",
+    "chat_template": GEMMA,
+}
 
 QFORMER = {
     "type": "qformer",
@@ -184,7 +189,7 @@ def write_llm(family: str, folder: Path) -> None:
     torch.manual_seed(0)
     tokenizer = LLMS[family].tokenizer()
     model = AutoModelForCausalLM.from_config(LLMS[family].config(len(tokenizer)))
-    if family == "llama":  # its pieces for single bytes are never said: what they make at random is no text
+    if family == "llama":  # it must not generate its pieces for single bytes: random ones are not text
         with torch.no_grad():
             model.lm_head.weight[3:259] = 0
     model.save_pretrained(folder)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from itertools import groupby
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from minigpt4.batch import IGNORE
+from minigpt4.config.sections import ConversationConfig
 from minigpt4.conversation.dialogue import Dialogue, Turn
-from minigpt4.conversation.encoder import ConversationEncoder, ConversationSection, Encoded
+from minigpt4.conversation.encoder import ConversationEncoder, Encoded
 from minigpt4.conversation.tokenizer import TextTokenizer
 from tests import REFERENCE
 
 LLAMA = TextTokenizer.from_path(REFERENCE / "tokenizer.model")
-MARKS = ["<|im_start|>", "<|im_end|>", "<|start|>", "<|stop|>", "<|eot|>", "[INST]", "[/INST]"]
+MARKS = ["<|im_start|>", "<|im_end|>", "<|start|>", "<|stop|>", "<|eot|>", "[INST]", "[/INST]", "<|assistant|>"]
 
 
 def byte_tokenizer(
@@ -32,18 +34,18 @@ def byte_tokenizer(
     return TextTokenizer(tokenizer)
 
 
-def encoder(tokenizer: TextTokenizer = LLAMA, compat: str = "ours", **settings: object) -> ConversationEncoder:
-    return ConversationEncoder(tokenizer, 3, ConversationSection(**settings), compat)
+def encoder(tokenizer: TextTokenizer = LLAMA, compat: str = "ours", **settings: Any) -> ConversationEncoder:
+    return ConversationEncoder(tokenizer, 3, ConversationConfig(**settings), compat)
 
 
 def dialogue(*turns: tuple[str, str | None], system: str | None = None) -> Dialogue:
     return Dialogue(tuple(Turn(*turn) for turn in turns), system)
 
 
-def learnt(encoded: Encoded) -> list[list[int]]:
+def supervised(encoded: Encoded) -> list[list[int]]:
     """Return the supervised ids, one list per unbroken stretch."""
     runs = groupby(encoded.labels.tolist(), key=lambda label: label != IGNORE)
-    return [list(run) for supervised, run in runs if supervised]
+    return [list(run) for is_supervised, run in runs if is_supervised]
 
 
 def text_of(encoded: Encoded, tokenizer: TextTokenizer) -> str:

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue, normalise_marks, place_images
-from minigpt4.conversation.prompts import read_prompts
+from minigpt4.conversation.dialogue import IMAGE_MARK, normalise_marks, place_images, read_prompts
 from minigpt4.errors import ConversationError, DataError
 from tests.conversation.parts import dialogue
 
@@ -41,7 +40,7 @@ def test_images_without_marks_go_first(images):
     assert found.num_image_marks == images
     assert found.turns[0].question == (IMAGE_MARK * images + " Q" if images else "Q")
     assert found.turns[1].question == "R"
-    assert place_images(Dialogue.caption("A"), images, "s").turns[0].question == IMAGE_MARK * images
+    assert place_images(dialogue(("", "A")), images, "s").turns[0].question == IMAGE_MARK * images
 
 
 def test_marks_that_agree_stay_and_others_are_named():
@@ -56,12 +55,13 @@ def test_marks_that_agree_stay_and_others_are_named():
 
 def test_prompt_files(tmp_path):
     assert all(line.count(IMAGE_MARK) == 1 for line in read_prompts("alignment"))
+    assert read_prompts("") == [""]
     file = tmp_path / "mine.txt"
     file.write_bytes(b"\xef\xbb\xbf<image>\n\n  What is this?  \n")
     assert read_prompts(str(file)) == [IMAGE_MARK, "What is this?"]
-    for content, message in ((b"\n \n", "holds no prompt"), (b"\xff\xfe\x00", "cannot be read as UTF-8")):
+    for content, message in ((b"\n \n", "has no prompt"), (b"\xff\xfe\x00", "cannot be read as UTF-8")):
         file.write_bytes(content)
         with pytest.raises(DataError, match=message):
             read_prompts(str(file))
-    with pytest.raises(DataError, match=r"no prompt file 'nonesuch'; .*alignment"):
+    with pytest.raises(DataError, match=r"prompt file 'nonesuch' not found; .*alignment"):
         read_prompts("nonesuch")

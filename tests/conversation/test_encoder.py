@@ -10,9 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minigpt4.batch import IGNORE
-from minigpt4.conversation.templates import TEMPLATES, get_template
+from minigpt4.chat.answer import Answer
+from minigpt4.config.sections import ChatConfig
 from minigpt4.errors import ConfigError, ConversationError, UnknownNameError
-from tests.conversation.parts import LLAMA, byte_tokenizer, dialogue, encoder, learnt, text_of
+from minigpt4.registry import TEMPLATES
+from tests.conversation.parts import LLAMA, byte_tokenizer, dialogue, encoder, supervised, text_of
 
 CHATML_OWN = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -25,7 +27,7 @@ TOKENIZERS = {
     "marks not special": byte_tokenizer(special=False),
     "own": byte_tokenizer(CHATML_OWN),
 }
-CASES = [(t, k) for t in TEMPLATES for k in TOKENIZERS] + [("tokenizer", "own")]
+CASES = [(t, k) for t in TEMPLATES.names() for k in TOKENIZERS] + [("tokenizer", "own")]
 TYPED = ["###", "</s>", "<s>", "<|im_end|>", "<|im_start|>", "[INST]", "\n", "  ", "🦜", "é", "###Human: ", "<unk>"]
 words = st.lists(
     st.one_of(st.sampled_from(TYPED), st.text(st.characters(codec="utf-8", exclude_characters="▁"), max_size=5)),
@@ -42,13 +44,13 @@ turns = st.lists(st.tuples(words.map(lambda text: "Q" + text), answers), min_siz
 def test_labels_are_the_answers_and_content_never_becomes_special(template, kind, turns):
     tokenizer = TOKENIZERS[kind]
     found = encoder(tokenizer, template=template, max_answer_tokens=999)
-    encoded = found.encode(dialogue(*turns), num_images=1, sample_id="s")
+    encoded = found.encode_dialogue(dialogue(*turns), num_images=1, sample_id="s")
     end = found.training_template.end
-    texts = [tokenizer.decode(ids, keep_special=True) for ids in learnt(encoded)]
+    texts = [tokenizer.decode(ids, keep_special=True) for ids in supervised(encoded)]
     assert texts == [answer + end for _, answer in turns]
 
     harmless = dialogue(*(("Q", "A") for _ in turns))
-    plain = found.encode(harmless, num_images=1, sample_id="s")
+    plain = found.encode_dialogue(harmless, num_images=1, sample_id="s")
     assert [i for i in encoded.input_ids.tolist() if is_mark(tokenizer, i)] == [
         i for i in plain.input_ids.tolist() if is_mark(tokenizer, i)
     ]
@@ -67,9 +69,9 @@ def is_mark(tokenizer, token: int) -> bool:
 @given(turns=turns, images=st.integers(0, 2))
 def test_chat_prompt_is_the_training_row_up_to_each_answer(template, kind, turns, images):
     found = encoder(TOKENIZERS[kind], template=template, max_answer_tokens=999)
-    encoded = found.encode(dialogue(*turns), num_images=images, sample_id="s")
-    learnt_at = (encoded.labels != IGNORE).tolist()
-    starts = [n for n, (before, now) in enumerate(pairwise([False, *learnt_at])) if now and not before]
+    encoded = found.encode_dialogue(dialogue(*turns), num_images=images, sample_id="s")
+    supervised_at = (encoded.labels != IGNORE).tolist()
+    starts = [n for n, (before, now) in enumerate(pairwise([False, *supervised_at])) if now and not before]
     assert len(starts) == len(turns)
     for n, start in enumerate(starts):
         asked = dialogue(*turns[:n], (turns[n][0], None))
@@ -79,19 +81,23 @@ def test_chat_prompt_is_the_training_row_up_to_each_answer(template, kind, turns
 
 
 def test_an_end_mark_that_is_plain_text_stays_in_the_answer_and_chat_stops_at_it():
-    """A mark of plain text cannot be told from the same text in an answer: `###` of vicuna_v0, a line break of plain.
+    """A mark of plain text cannot be distinguished from the same text in an answer: `###`, or the line break of plain.
 
     Training keeps the answer whole, as the published code does: nothing is dropped or altered in silence, and no id is
     special. The price is paid in chat, which shows the answer up to the first mark. Formats with special marks (llama2,
     chatml, the tokenizer's own) do not have this limit.
     """
     answer = "First.\n### Second"
-    for template, shown in (("vicuna_v0", "First.\n"), ("plain", "First."), ("llama2", answer)):
+    for template, shown in (("vicuna_v0", "First."), ("plain", "First."), ("llama2", answer)):
         found = encoder(template=template)
-        (ids,) = learnt(found.encode(dialogue(("Q", answer)), num_images=0, sample_id="s"))
+        (ids,) = supervised(found.encode_dialogue(dialogue(("Q", answer)), num_images=0, sample_id="s"))
         text = LLAMA.decode(ids, keep_special=True)
         assert text == answer + found.training_template.end
-        assert found.cut_answer(text) == (shown, True)
+        in_chat = Answer(found, ChatConfig(max_new_tokens=len(ids)), end_ids=())
+        for token in ids:
+            if in_chat.finish_reason is None:
+                in_chat.add(token)
+        assert (in_chat.text, in_chat.finish_reason) == (shown, "stop")
 
 
 @pytest.mark.parametrize(("template", "kind"), CASES)
@@ -99,25 +105,26 @@ def test_an_end_mark_that_is_plain_text_stays_in_the_answer_and_chat_stops_at_it
 def test_the_end_mark_survives_truncation(template, kind, limit):
     tokenizer = TOKENIZERS[kind]
     found = encoder(tokenizer, template=template, max_answer_tokens=limit)
-    (ids,) = learnt(found.encode(dialogue(("Q", "word and word " * 30)), num_images=0, sample_id="s"))
+    (ids,) = supervised(found.encode_dialogue(dialogue(("Q", "word and word " * 30)), num_images=0, sample_id="s"))
     assert len(ids) == limit
-    text = tokenizer.decode(ids, keep_special=True)
-    assert text.endswith(found.training_template.end)
+    kept, end, rest = tokenizer.decode(ids, keep_special=True).partition(found.training_template.end)
+    assert (end, rest) == (found.training_template.end, "")
     assert ids[-len(found.end_ids) :] == found.end_ids
-    kept, _ = found.cut_answer(text)
     assert ("word and word " * 30).startswith(kept)
 
 
 def test_the_published_truncation_cuts_the_end_mark():
     found = encoder(template="vicuna_v0", compat="published", max_answer_tokens=12)
-    (ids,) = learnt(found.encode(dialogue(("Q", "word and word " * 30)), num_images=0, sample_id="s"))
+    (ids,) = supervised(found.encode_dialogue(dialogue(("Q", "word and word " * 30)), num_images=0, sample_id="s"))
     assert len(ids) == 12
     assert "#" not in LLAMA.decode(ids)
 
 
 @pytest.mark.parametrize("limit", [1, 2])
 def test_a_limit_without_room_for_an_answer_is_refused(limit):
-    with pytest.raises(ConfigError, match=rf"max_answer_tokens: {limit} leaves no room .* end mark '###', which is \d"):
+    with pytest.raises(
+        ConfigError, match=rf"max_answer_tokens: {limit} is too small: the end mark '###' takes \d token"
+    ):
         encoder(byte_tokenizer(), template="vicuna_v0", max_answer_tokens=limit)
 
 
@@ -133,7 +140,7 @@ def test_a_limit_without_room_for_an_answer_is_refused(limit):
 )
 def test_bos_comes_once_or_not_at_all(template, kind, wanted):
     tokenizer = TOKENIZERS[kind]
-    encoded = encoder(tokenizer, template=template).encode(dialogue(("Q", "A")), num_images=1, sample_id="s")
+    encoded = encoder(tokenizer, template=template).encode_dialogue(dialogue(("Q", "A")), num_images=1, sample_id="s")
     ids = encoded.input_ids.tolist()
     if not wanted:
         assert tokenizer.bos_id not in ids
@@ -157,17 +164,17 @@ def test_bos_comes_once_or_not_at_all(template, kind, wanted):
 )
 def test_each_template_as_text(template, wanted):
     tokenizer = byte_tokenizer(bos="<s>", eos="</s>")
-    encoded = encoder(tokenizer, template=template).encode(
+    encoded = encoder(tokenizer, template=template).encode_dialogue(
         dialogue(("Q", "A"), ("R", "B")), num_images=1, sample_id="s"
     )
-    bos = "<s>" if get_template(template).starts_with_bos else ""
+    bos = "<s>" if TEMPLATES.get(template).starts_with_bos else ""
     assert text_of(encoded, tokenizer) == bos + wanted
 
 
 @pytest.mark.parametrize("turn", [("", "a caption")])
 def test_a_caption_is_the_image_and_the_caption(turn):
     found = encoder(template="plain")
-    encoded = found.encode(dialogue(turn), num_images=1, sample_id="s")
+    encoded = found.encode_dialogue(dialogue(turn), num_images=1, sample_id="s")
     assert text_of(encoded, LLAMA) == "<s>{image}a caption\n"
     assert encoded.image_mask.tolist()[1:4] == [True] * 3
     prompt = found.encode_prompt(dialogue(("", None)), num_images=1)
@@ -179,13 +186,15 @@ def test_a_caption_is_the_image_and_the_caption(turn):
 def test_isolated_turns_are_the_single_turns_token_by_token(template, kind, images):
     given_turns = [("What is it?", "A bird 🦜."), ("Is it red?", "Yes."), ("Where?", "On a </s> branch.")]
     settings_ = {"template": template, "max_answer_tokens": 99}
-    row = encoder(TOKENIZERS[kind], isolate_turns=True, **settings_).encode(
+    row = encoder(TOKENIZERS[kind], isolate_turns=True, **settings_).encode_dialogue(
         dialogue(*given_turns), num_images=images, sample_id="s"
     )
     trunk = row.branch_ids == 0
     assert row.image_mask[trunk].sum() == row.image_mask.sum() == 3 * images
     for n, turn in enumerate(given_turns, start=1):
-        single = encoder(TOKENIZERS[kind], **settings_).encode(dialogue(turn), num_images=images, sample_id="s")
+        single = encoder(TOKENIZERS[kind], **settings_).encode_dialogue(
+            dialogue(turn), num_images=images, sample_id="s"
+        )
         seen = trunk | (row.branch_ids == n)
         for name in ("input_ids", "labels", "image_mask", "position_ids"):
             assert torch.equal(getattr(row, name)[seen], getattr(single, name)), name
@@ -202,9 +211,11 @@ def test_a_prompt_of_isolated_turns_is_the_last_question_alone_with_all_images(t
     again = found.encode_prompt(dialogue(("Q", "A"), (placed, None)), num_images=2)
     first = found.encode_prompt(dialogue((placed, None)), num_images=2)
     assert again.input_ids.tolist() == first.input_ids.tolist(), "a question that places all images keeps them there"
-    learnt = found.encode(dialogue(("What is it?", "A bird."), ("Where?", "Here.")), num_images=2, sample_id="s")
-    seen = (learnt.branch_ids == 0) | (learnt.branch_ids == 2)
-    row = learnt.input_ids[seen].tolist()
+    supervised = found.encode_dialogue(
+        dialogue(("What is it?", "A bird."), ("Where?", "Here.")), num_images=2, sample_id="s"
+    )
+    seen = (supervised.branch_ids == 0) | (supervised.branch_ids == 2)
+    row = supervised.input_ids[seen].tolist()
     assert prompt.input_ids.tolist() == row[: len(prompt.input_ids)]
     with pytest.raises(ConversationError, match=r"prompt: the questions mention 2 image\(s\), but the sample has 1"):
         found.encode_prompt(talk, num_images=1)
@@ -212,16 +223,16 @@ def test_a_prompt_of_isolated_turns_is_the_last_question_alone_with_all_images(t
 
 def test_isolated_turns_share_their_images():
     found = encoder(template="vicuna_v0", isolate_turns=True)
-    with pytest.raises(ConversationError, match="row 7: a later question places an image"):
-        found.encode(dialogue(("Q", "A"), ("<ImageHere> R", "B")), num_images=1, sample_id="row 7")
+    with pytest.raises(ConversationError, match="row 7: a later question mentions an image"):
+        found.encode_dialogue(dialogue(("Q", "A"), ("<ImageHere> R", "B")), num_images=1, sample_id="row 7")
     with pytest.raises(ConversationError, match=r"row 7: the questions mention 1 image\(s\), but the sample has 2"):
-        found.encode(dialogue(("<ImageHere> Q", "A"), ("R", "B")), num_images=2, sample_id="row 7")
+        found.encode_dialogue(dialogue(("<ImageHere> Q", "A"), ("R", "B")), num_images=2, sample_id="row 7")
 
 
 @pytest.mark.parametrize(
     ("turns", "settings_", "cause", "message"),
     [
-        ([], {}, "no answer", "row 7: turn 0 has no answer to learn"),
+        ([], {}, "no answer", "row 7: turn 0 has no answer"),
         ([("Q", "A"), ("R", None)], {}, "no answer", "row 7: turn 1 has no answer"),
         ([("Q", " \n")], {}, "no answer", "row 7: turn 0 has no answer"),
         (
@@ -233,16 +244,16 @@ def test_isolated_turns_share_their_images():
         ([("<ImageHere> Q", "A")], {}, "image count", r"row 7: .*mention 1 image\(s\), but the sample has 0"),
     ],
 )
-def test_samples_that_cannot_be_learnt_name_themselves(turns, settings_, cause, message):
+def test_errors_of_samples_name_the_sample(turns, settings_, cause, message):
     with pytest.raises(ConversationError, match=message) as error:
-        encoder(template="vicuna_v0", **settings_).encode(dialogue(*turns), num_images=0, sample_id="row 7")
+        encoder(template="vicuna_v0", **settings_).encode_dialogue(dialogue(*turns), num_images=0, sample_id="row 7")
     assert error.value.cause == cause
 
 
 def test_a_sample_cut_to_nothing_is_an_error():
     found = encoder(byte_tokenizer(), template="plain", compat="published", max_answer_tokens=1)
-    with pytest.raises(ConversationError, match="row 7: no token is left to learn"):
-        found.encode(dialogue(("", "A")), num_images=0, sample_id="row 7")
+    with pytest.raises(ConversationError, match="row 7: no token of the answers is supervised"):
+        found.encode_dialogue(dialogue(("", "A")), num_images=0, sample_id="row 7")
 
 
 def test_prompts_without_anything_are_refused():
@@ -256,12 +267,14 @@ def test_prompts_without_anything_are_refused():
 def test_system_texts_go_where_the_format_has_a_place():
     tokenizer = byte_tokenizer()
     found = encoder(tokenizer, template="chatml", system="Be kind.")
-    default = text_of(found.encode(dialogue(("Q", "A")), num_images=0, sample_id="s"), tokenizer)
+    default = text_of(found.encode_dialogue(dialogue(("Q", "A")), num_images=0, sample_id="s"), tokenizer)
     assert default.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nQ")
-    own = text_of(found.encode(dialogue(("Q", "A"), system="Be brief."), num_images=0, sample_id="s"), tokenizer)
+    own = text_of(
+        found.encode_dialogue(dialogue(("Q", "A"), system="Be brief."), num_images=0, sample_id="s"), tokenizer
+    )
     assert own.startswith("<|im_start|>system\nBe brief.<|im_end|>")
-    with pytest.raises(ConversationError, match="template 'llama2' has no place for a system text"):
-        encoder(template="llama2", system="Be kind.").encode(dialogue(("Q", "A")), num_images=0, sample_id="s")
+    with pytest.raises(ConversationError, match="template 'llama2' does not support a system text"):
+        encoder(template="llama2", system="Be kind.").encode_dialogue(dialogue(("Q", "A")), num_images=0, sample_id="s")
 
 
 def test_unknown_templates_name_the_nearest():

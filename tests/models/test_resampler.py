@@ -1,18 +1,20 @@
-"""Resamplers: shapes, what a query feature holds, and errors."""
+"""Resamplers: shapes, values and errors."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from minigpt4.config.parts import MergeConfig, PoolConfig, PrefixConfig, QFormerConfig
 from minigpt4.errors import ConfigError, WeightsError
-from minigpt4.models.resampler import Merge, MergeConfig, Pool, PoolConfig, QFormer, QFormerConfig
-from minigpt4.models.visual_prefix import Prefix, PrefixConfig
+from minigpt4.models.resampler import Merge, Pool, Prefix, QFormer, Resampler
 from tests.models import parts
 
 ENCODER = parts.vision()  # 1 + 16 patches of width 16
-QFORMER = {"num_query_tokens": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+QFORMER: dict[str, Any] = {"num_query_tokens": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def patches(images: int = 2) -> torch.Tensor:
@@ -20,7 +22,7 @@ def patches(images: int = 2) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["merge", "pool", "prefix", "qformer"])
-def test_shapes_are_those_published(kind):
+def test_shapes_are_those_of_the_attributes(kind):
     resampler = parts.resampler(kind, ENCODER).eval()
     found = resampler(patches())
     assert found.shape == (2, resampler.num_query_tokens, resampler.feature_dim)
@@ -65,7 +67,7 @@ def test_qformer_attends_to_patches_in_every_second_layer():
     assert not any("word_embed" in n or "position_embed" in n for n, _ in resampler.named_parameters())
 
 
-def published(resampler: QFormer) -> dict[str, torch.Tensor]:
+def published(resampler: Resampler) -> dict[str, torch.Tensor]:
     """Return its tensors under BLIP-2's names, with some of the text branch."""
     tensors = {}
     for name, tensor in resampler.state_dict().items():
@@ -91,7 +93,7 @@ def test_qformer_loads_the_published_names(tmp_path):
 
 
 def salient(given: torch.Tensor) -> torch.Tensor:
-    """What the prefix is made from, written out patch by patch; the first token is the encoder's class token."""
+    """Return the input of the prefix, computed patch by patch; the first token is the encoder's class token."""
     found = []
     for image in given[:, 1:]:
         away = [patch - image.mean(0) for patch in image]
@@ -100,7 +102,7 @@ def salient(given: torch.Tensor) -> torch.Tensor:
     return F.layer_norm(torch.stack(found), (given.shape[-1],))
 
 
-def test_prefix_gives_each_token_the_same_features_in_a_slot_of_its_own():
+def test_prefix_gives_each_token_the_same_features_in_its_own_columns():
     prefix = Prefix(PrefixConfig(num_query_tokens=3, components=5, scale=0.5), ENCODER)
     found = prefix(patches()).unflatten(-1, (3, 6))
     for token in range(3):
@@ -111,16 +113,16 @@ def test_prefix_gives_each_token_the_same_features_in_a_slot_of_its_own():
         assert not found[:, token, [n for n in range(3) if n != token]].any()
 
 
-def test_prefix_sees_an_object_and_not_how_large_its_background_is():
+def test_prefix_depends_on_the_object_and_not_on_the_size_of_its_background():
     prefix = Prefix(PrefixConfig(components=16), ENCODER)
     thing, ground = patches(2)[0, 1], patches(2)[1, 1]
     small, large = ground.repeat(2, 17, 1).split(1)
     small[:, 5], large[:, 5:8] = thing, thing
     torch.testing.assert_close(prefix(small), prefix(large))
-    assert prefix(ground.repeat(1, 17, 1)).isfinite().all()  # an empty image has nothing that stands out
+    assert prefix(ground.repeat(1, 17, 1)).isfinite().all()  # an image without an object
 
 
-def test_prefix_takes_the_main_directions_from_images_and_brings_them_to_one_size():
+def test_prefix_whitens_the_principal_directions_of_the_images():
     mixed = torch.randn(200, 3, generator=torch.Generator().manual_seed(1)) * torch.tensor([3.0, 1.0, 0.1])
     given = patches(200) * 1e-4
     given[:, 1] += mixed @ torch.randn(3, 16, generator=torch.Generator().manual_seed(2))
@@ -131,6 +133,6 @@ def test_prefix_takes_the_main_directions_from_images_and_brings_them_to_one_siz
     torch.testing.assert_close(torch.cov(found.T, correction=0), torch.eye(2), atol=1e-2, rtol=0)
 
 
-def test_prefix_cannot_keep_more_directions_than_there_are():
-    with pytest.raises(ConfigError, match="components: 17 of a feature that is only 16 wide"):
+def test_prefix_cannot_have_more_components_than_features():
+    with pytest.raises(ConfigError, match="components: 17 is more than the width of the features, 16"):
         Prefix(PrefixConfig(components=17), ENCODER)

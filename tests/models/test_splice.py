@@ -27,7 +27,7 @@ def test_text_alone_stays_as_it_is():
 
 
 @pytest.mark.parametrize(("images", "found"), [(torch.zeros(2, 2, 4), 4), (None, 0)])
-def test_counts_that_differ_are_named(images, found):
+def test_different_counts_are_named(images, found):
     mask = torch.tensor([[True, True, False]])
     with pytest.raises(DataError, match=f"2 image positions, but the images make {found} embeds") as error:
         splice(torch.zeros(1, 3, 4), images, mask)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -9,22 +11,24 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
+from minigpt4.config.parts import EvaViTGConfig, PoolConfig, TimmConfig
 from minigpt4.errors import ConfigError, UnknownNameError, WeightsError
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.vision import EvaViTG, EvaViTGConfig, TimmConfig, TimmEncoder
+from minigpt4.models.resampler import Pool
+from minigpt4.models.vision import EvaViTG, TimmEncoder
 from tests.models import parts
 
 SMALL = ("test_vit", "test_convnext", "test_efficientnet", "test_resnet")
-EVA = {"image_size": 28, "patch_size": 7, "embed_dim": 16, "depth": 2, "num_heads": 2}
+EVA: dict[str, Any] = {"image_size": 28, "patch_size": 7, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
 
-def timm_encoder(name: str, weights: str = "random", **settings: object) -> TimmEncoder:
+def timm_encoder(name: str, weights: str = "random", **settings: Any) -> TimmEncoder:
     torch.manual_seed(0)
     return TimmEncoder.from_config(TimmConfig(name=name, weights=weights, **settings)).eval()
 
 
 def perturbed(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return weights that no initialisation gives."""
+    """Return weights that differ from every initialisation."""
     generator = torch.Generator().manual_seed(1)
     return {
         name: t + torch.rand(t.shape, generator=generator) if t.is_floating_point() else t
@@ -77,7 +81,7 @@ def test_eva_loads_the_published_layout(tmp_path):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_backbones_publish_what_they_give(name):
+def test_shapes_of_backbones_are_those_of_the_attributes(name):
     encoder = timm_encoder(name)
     own = encoder.backbone.pretrained_cfg
     spec = encoder.image_spec
@@ -101,18 +105,18 @@ def test_backbones_load_their_files_by_name_and_by_order(name, kind, match, tmp_
         assert torch.equal(tensor, tensors[key]), key
 
 
-def test_norm_behind_the_pooling_becomes_that_of_the_patches(tmp_path):
+def test_the_norm_after_the_pooling_becomes_that_of_the_patches(tmp_path):
     tensors = perturbed(timm.create_model("test_vit2"))
     torch.save(tensors, tmp_path / "weights.pth")
     encoder = timm_encoder("test_vit2", str(tmp_path / "weights.pth"))
     assert torch.equal(encoder.backbone.norm.weight, tensors["fc_norm.weight"])
 
 
-def test_a_file_of_another_backbone_is_refused(tmp_path):
+def test_a_file_of_another_backbone_is_an_error(tmp_path):
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.pth")
     with pytest.raises(WeightsError, match=r"weights do not fit VisionTransformer.*missing.*unexpected: conv1"):
         timm_encoder("test_vit", str(tmp_path / "weights.pth"))
-    with pytest.raises(WeightsError, match=r"holds \d+ tensors, VisionTransformer has \d+"):
+    with pytest.raises(WeightsError, match=r"has \d+ tensors, VisionTransformer has \d+"):
         timm_encoder("test_vit", str(tmp_path / "weights.pth"), weights_match="order")
 
 
@@ -136,11 +140,11 @@ def test_feature_levels_are_normalised_and_joined_on_the_coarsest_grid(name, lev
     found = encoder(images)
     begin = 0
     for level in maps:
-        wanted = F.adaptive_avg_pool2d(
+        expected = F.adaptive_avg_pool2d(
             F.layer_norm(level.movedim(1, -1), level.shape[1:2]).movedim(-1, 1), encoder.grid
         )
         part = found[..., begin : begin + level.shape[1]]
-        torch.testing.assert_close(part, wanted.flatten(2).transpose(1, 2))
+        torch.testing.assert_close(part, expected.flatten(2).transpose(1, 2))
         begin += level.shape[1]
 
 
@@ -151,31 +155,33 @@ def test_image_size_and_normalisation_of_the_config_win():
     assert encoder.grid == (4, 4)
 
 
-def test_an_unknown_backbone_names_the_nearest():
-    with pytest.raises(UnknownNameError, match=r"timm has no model 'tset_vit'. Alike: .*test_vit"):
+def test_the_error_for_an_unknown_backbone_names_similar_ones():
+    with pytest.raises(UnknownNameError, match=r"timm has no model 'tset_vit'. Similar: .*test_vit"):
         timm_encoder("tset_vit")
-    with pytest.raises(UnknownNameError, match=r"'test_vit.none'. Alike: test_vit.r160_in1k"):
+    with pytest.raises(UnknownNameError, match=r"'test_vit.none'. Similar: test_vit.r160_in1k"):
         timm_encoder("test_vit.none")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"feature_levels": [9]}, r"test_vit gives no feature maps .*feature_levels \[9\]: .*out of range"),
+        ({"feature_levels": [9]}, r"test_vit returns no feature maps .*feature_levels \[9\]: .*out of range"),
         ({"image_size": 65}, r"image_size 65 .*divisible"),
         ({"mean": [0.5]}, r"vision_encoder.mean: 1 values; give one for each of R, G and B"),
     ],
 )
-def test_settings_a_backbone_cannot_have_are_named(settings, message):
+def test_the_error_for_wrong_backbone_settings_names_them(settings, message):
     with pytest.raises(ConfigError, match=message):
         timm_encoder("test_vit", **settings)
 
 
 def test_running_means_of_a_trained_encoder_are_part_of_what_is_trained():
     encoder = timm_encoder("test_efficientnet", image_size=32)
-    model = MiniGPT4(encoder, parts.Pool(parts.PoolConfig(grid=1), encoder), parts.language_model(), ["vision_encoder"])
+    model = MiniGPT4(encoder, Pool(PoolConfig(grid=1), encoder), parts.language_model(), ["vision_encoder"])
     frozen = {
-        name for part in ("vision_encoder", "resampler") for name, _ in model.tensors_beside(part, model.learnt_names())
+        name
+        for part in ("vision_encoder", "resampler")
+        for name, _ in model.frozen_tensors(part, model.trained_names())
     }
     model.train()
     name, tensor = next((n, t.clone()) for n, t in model.named_buffers() if n.endswith("running_mean"))

@@ -15,18 +15,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minigpt4.checkpoints.published import from_published
+from minigpt4.config.parts import EvaViTGConfig, MergeConfig, QFormerConfig
 from minigpt4.conversation.tokenizer import TextTokenizer
 from minigpt4.models.language_model import LanguageModel
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.resampler import Merge, MergeConfig, QFormer, QFormerConfig
-from minigpt4.models.vision import EvaViTG, EvaViTGConfig
+from minigpt4.models.resampler import Merge, QFormer, Resampler
+from minigpt4.models.vision import EvaViTG
+from minigpt4.tensor_names import from_published, is_buffer
 from minigpt4.weights import load_strict
 
 OWN_COPY = Path(__file__).parent.parent / "data" / "reference"
 REFERENCE = Path(os.environ.get("MINIGPT4_REFERENCE_DIR") or OWN_COPY)
 META: dict[str, Any] = json.loads((REFERENCE / "meta.json").read_text())
-TOLERANCE = {"atol": 2e-5, "rtol": 2e-5}
+TOLERANCE: dict[str, Any] = {"atol": 2e-5, "rtol": 2e-5}
 
 
 def reference(name: str) -> dict[str, torch.Tensor]:
@@ -53,7 +54,7 @@ def build(variant: str) -> MiniGPT4:
     )
     if variant == "qformer":
         q = sizes["qf"]
-        resampler = QFormer(
+        resampler: Resampler = QFormer(
             QFormerConfig(
                 weights="random",
                 num_query_tokens=sizes["nq"],
@@ -68,7 +69,9 @@ def build(variant: str) -> MiniGPT4:
         resampler = Merge(MergeConfig(), vision)
     known = {k: v for k, v in sizes["llm"].items() if k in LlamaConfig().to_dict()}
     model = MiniGPT4(vision, resampler, LanguageModel(LlamaForCausalLM(LlamaConfig(**known))))
-    load_strict(model, from_published(reference(f"weights_{variant}")), source=f"weights_{variant}")
+    published = reference(f"weights_{variant}")
+    tensors = {from_published(name): tensor for name, tensor in published.items() if not is_buffer(name)}
+    load_strict(model, tensors, source=f"weights_{variant}")
     return model.eval()
 
 

@@ -7,24 +7,26 @@ from typing import Any
 import torch
 
 from minigpt4.batch import Sample
+from minigpt4.config.sections import ConversationConfig
 from minigpt4.conversation.dialogue import Dialogue, Turn, normalise_marks
-from minigpt4.conversation.encoder import ConversationEncoder, ConversationSection
-from minigpt4.conversation.templates import TEMPLATES
+from minigpt4.conversation.encoder import ConversationEncoder
 from minigpt4.conversation.tokenizer import TextTokenizer
+from minigpt4.registry import TEMPLATES
 
 
 def encoder_for(case: dict[str, Any], tokenizer: TextTokenizer, tokens_per_image: int) -> ConversationEncoder:
     """Return the encoder of a case: the built-in template that writes its prompt and end mark."""
     prompt = case.get("prompt_template") or case.get("prompt") or ""
-    name = next(n for n, t in TEMPLATES.items() if t.end == case["end_sym"] and prompt.startswith(t.question[0]))
-    settings = ConversationSection(template=name, max_answer_tokens=case["max_txt_len"])
+    templates = map(TEMPLATES.get, TEMPLATES.names())
+    name = next(t.name for t in templates if t.end == case["end_sym"] and prompt.startswith(t.question[0]))
+    settings = ConversationConfig(template=name, max_answer_tokens=case["max_txt_len"])
     return ConversationEncoder(tokenizer, tokens_per_image, settings, compat="published")
 
 
 def dialogues(meta: dict[str, Any], case: dict[str, Any], encoder: ConversationEncoder) -> list[Dialogue]:
     """Return one dialogue per sample of a case."""
     if case["kind"] == "caption":
-        return [Dialogue.caption(answer) for answer in meta["answers"]]
+        return [Dialogue((Turn("", answer),)) for answer in meta["answers"]]
     if case["kind"] == "instruction":
         before, after = encoder.training_template.question
         question = normalise_marks(case["prompt"].removeprefix(before).removesuffix(after))
@@ -42,7 +44,7 @@ def samples_of(meta: dict[str, Any], name: str, encoder: ConversationEncoder, im
         Sample(
             id=f"{name}:{n}",
             pixel_values=images[n : n + 1],
-            **vars(encoder.encode(dialogue, num_images=1, sample_id=f"{name}:{n}")),
+            **vars(encoder.encode_dialogue(dialogue, num_images=1, sample_id=f"{name}:{n}")),
         )
         for n, dialogue in enumerate(dialogues(meta, meta["cases"][name], encoder))
     ]

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from minigpt4.chat.answer import Answer
-from minigpt4.chat.decoding.beams import search
-from minigpt4.chat.decoding.loop import Decoder
-from minigpt4.chat.section import ChatSection
+from minigpt4.chat.decoding.decoder import Decoder, beam_search
+from minigpt4.config.sections import ChatConfig, ConversationConfig
 from minigpt4.conversation.dialogue import Dialogue, Turn, normalise_marks
-from minigpt4.conversation.encoder import ConversationEncoder, ConversationSection
+from minigpt4.conversation.encoder import ConversationEncoder
 from minigpt4.models.splice import splice
 from tests.parity.conftest import META, TOLERANCE, reference
 
@@ -40,7 +39,7 @@ def test_chat_equals_the_published_one(format_, turn, models, tokenizer):
     numbers = reference("chat_qformer")
     model = models["qformer"]
     encoder = ConversationEncoder(
-        tokenizer, model.num_query_tokens, ConversationSection(template=TEMPLATE_OF[format_]), compat="published"
+        tokenizer, model.num_query_tokens, ConversationConfig(template=TEMPLATE_OF[format_]), compat="published"
     )
     prompt = encoder.encode_prompt(dialogue_of(META["chat"][format_][turn], encoder), num_images=1)
     with torch.no_grad():
@@ -56,11 +55,11 @@ def test_chat_equals_the_published_one(format_, turn, models, tokenizer):
 
     # The first published id is an artefact of the old generate: compare from the second on.
     greedy, beam = (numbers[f"{key}.{kind}"][0, 1:].tolist() for kind in ("greedy", "beam3"))
-    decoder, answer = Decoder(model.language_model), Answer(encoder, ChatSection(max_new_tokens=len(greedy)), ())
+    decoder, answer = Decoder(model.language_model), Answer(encoder, ChatConfig(max_new_tokens=len(greedy)), ())
     decoder.join([answer], [context[0]])
     while not decoder.is_idle:
         decoder.step()
     assert answer.ids == greedy
 
-    settings = ChatSection(max_new_tokens=len(beam), num_beams=3)
-    assert search(model.language_model, context[0], settings, {tokenizer.eos_id}, lambda ids: False) == beam
+    settings = ChatConfig(max_new_tokens=len(beam), num_beams=3)
+    assert beam_search(model.language_model, context[0], settings, {tokenizer.eos_id}, lambda ids: False) == beam

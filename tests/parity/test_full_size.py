@@ -8,12 +8,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minigpt4.checkpoints.published import is_buffer, our_name
+from minigpt4.config.parts import EvaViTGConfig, MergeConfig, QFormerConfig
 from minigpt4.models.freezing import count_parameters
 from minigpt4.models.language_model import LanguageModel
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.resampler import Merge, MergeConfig, QFormer, QFormerConfig
-from minigpt4.models.vision import EvaViTG, EvaViTGConfig
+from minigpt4.models.resampler import Merge, QFormer
+from minigpt4.models.vision import EvaViTG
+from minigpt4.tensor_names import from_published, is_buffer
 from tests import REFERENCE
 
 KEYS = json.loads((REFERENCE / "full_size_keys.json").read_text())
@@ -37,7 +38,7 @@ def build(released: str) -> MiniGPT4:
 
 def shapes(prefix: str, table: dict) -> dict[str, list[int]]:
     """Published names and shapes of a part, under our names."""
-    return {our_name(f"{prefix}{name}"): shape for name, shape in table.items()}
+    return {from_published(f"{prefix}{name}"): shape for name, shape in table.items()}
 
 
 @pytest.mark.parametrize("released", SIZES)
@@ -45,13 +46,13 @@ def test_names_and_shapes(released):
     model = build(released)
     ours = {name: list(t.shape) for name, t in model.state_dict().items() if not name.startswith("language_model.")}
     with_qformer = not released.startswith("llama2")
-    wanted = shapes("visual_encoder.", KEYS["visual_encoder"]) | shapes("ln_vision.", KEYS["ln_vision"])
+    expected = shapes("visual_encoder.", KEYS["visual_encoder"]) | shapes("ln_vision.", KEYS["ln_vision"])
     if with_qformer:
         table = {name: shape for name, shape in KEYS["Qformer"].items() if not is_buffer(name)}
-        wanted |= shapes("Qformer.", table) | {our_name("query_tokens"): KEYS["query_tokens"]}
+        expected |= shapes("Qformer.", table) | {from_published("query_tokens"): KEYS["query_tokens"]}
     weight = KEYS["llama_proj"][f"vicuna_{released}" if with_qformer else "llama2_7b_no_qformer"]
-    wanted |= {"llama_proj.weight": weight, "llama_proj.bias": weight[:1]}
-    assert ours == wanted
+    expected |= {"llama_proj.weight": weight, "llama_proj.bias": weight[:1]}
+    assert ours == expected
 
 
 def test_trainable_parameters_of_the_released_models():

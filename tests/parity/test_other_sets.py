@@ -1,4 +1,4 @@
-"""The parity tests read any reference set, and a set whose numbers are off makes them fail."""
+"""The parity tests read any reference set, and wrong numbers in a set make them fail."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from tests import REFERENCE
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -24,7 +26,7 @@ def other_set(tmp_path: Path) -> Path:
 
 
 def run_parity(folder: Path, *tests: str) -> subprocess.CompletedProcess[str]:
-    """Run parity test files in a process of their own against another set."""
+    """Run parity test files in a separate process against another set."""
     files = [str(Path("tests", "parity", name)) for name in tests]
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files],
@@ -42,6 +44,7 @@ def perturb(file: Path, key: str) -> None:
     save_file(tensors, file)
 
 
+@pytest.mark.long
 def test_each_perturbed_number_fails_its_own_test(other_set):
     perturb(other_set / "stage2_qformer.safetensors", "out.grad.llama_proj.weight")
     perturb(other_set / "stage2_no_qformer.safetensors", "out.ln_vision")
@@ -56,6 +59,7 @@ def test_each_perturbed_number_fails_its_own_test(other_set):
     assert "6 failed" in run.stdout, run.stdout
 
 
+@pytest.mark.long
 def test_perturbed_weights_fail_every_case_of_their_model(other_set):
     perturb(other_set / "weights_qformer.safetensors", "Qformer.bert.encoder.layer.0.intermediate_query.dense.weight")
     run = run_parity(other_set, "test_training.py", "test_chat.py")
@@ -63,6 +67,7 @@ def test_perturbed_weights_fail_every_case_of_their_model(other_set):
     assert "7 failed, 1 passed" in run.stdout, run.stdout
 
 
+@pytest.mark.long
 def test_a_smaller_set_runs_what_it_has(other_set):
     meta = json.loads((other_set / "meta.json").read_text())
     meta["cases"] = {name: case for name, case in meta["cases"].items() if not name.startswith("conversation")}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minigpt4.config.sections import RunSection
+from minigpt4.config.sections import RunConfig
 from minigpt4.conversation.tokenizer import TextTokenizer
 from minigpt4.models.vision import CLIP_MEAN, CLIP_STD
 from minigpt4.processors.image import ImageProcessor, ImageSpec
@@ -21,7 +21,7 @@ from tests.parity.conftest import META, REFERENCE, TOLERANCE, reference
 
 @pytest.mark.parametrize(("text", "ids"), META.get("tokenizer", {}).items())
 def test_token_ids(text, ids, tokenizer):
-    assert tokenizer.encode([(text, True)]) == ids
+    assert tokenizer.tokenize([(text, True)]) == ids
 
 
 @pytest.mark.parametrize("caption", META.get("captions", []), ids=lambda c: c["raw"][:20])
@@ -43,7 +43,7 @@ def test_image_processor(kind):
 @pytest.mark.parametrize("stage", META.get("lr", {}))
 def test_published_learning_rates(stage):
     args = META["lr"][stage]["args"]
-    run = RunSection(
+    run = RunConfig(
         output_dir="unused",
         total_steps=args["max_epoch"] * args["iters_per_epoch"],
         steps_per_epoch=args["iters_per_epoch"],
@@ -85,4 +85,4 @@ SEGMENTS = {
 def test_ids_of_the_real_llama_vocabulary(text, ids):
     folder = Path(os.environ["MINIGPT4_LLAMA_TOKENIZER"])
     tokenizer = TextTokenizer.from_path(folder if folder.suffix == ".model" else folder / "tokenizer.model")
-    assert tokenizer.encode([(text, True)]) == [int(i) for i in ids.split()]
+    assert tokenizer.tokenize([(text, True)]) == [int(i) for i in ids.split()]

@@ -34,5 +34,5 @@ def test_training_batch_equals_the_published_one(case, models, tokenizer):
     for name in ("weight", "bias"):
         gradient = getattr(model.llama_proj, name).grad
         torch.testing.assert_close(gradient, numbers[f"out.grad.llama_proj.{name}"], **TOLERANCE)
-    learnt = {name for name, p in model.named_parameters() if p.grad is not None}
-    assert learnt == {"llama_proj.weight", "llama_proj.bias"}
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert trained == {"llama_proj.weight", "llama_proj.bias"}

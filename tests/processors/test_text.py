@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minigpt4.processors.section import ProcessorsSection
+from minigpt4.config.sections import ProcessorsConfig
 from minigpt4.processors.text import BlipCaption, TextProcessor
 from minigpt4.registry import PROCESSORS, Component
 
@@ -43,4 +43,4 @@ def test_the_registry_finds_every_processor() -> None:
         assert hasattr(PROCESSORS.get(name), "Config")
     component = Component(PROCESSORS, "blip_caption", BlipCaption.Config())
     assert component.build()("A CAT.") == "a cat"
-    assert list(ProcessorsSection.__dataclass_fields__) == ["image"]
+    assert list(ProcessorsConfig.__dataclass_fields__) == ["image"]
