@@ -1,73 +1,91 @@
 """Your own data: a JSON or JSONL file of conversations or captions about images.
 
-Input: LLaVA's layout `{"image": ..., "conversations": [{"from": "human", "value": ...}, {"from": "gpt",
-...}]}` and the plain one `{"image": ..., "caption": ...}`, mixed as you like; `image` is a path, a list of
-paths, or absent. Output: examples. A row that cannot be used names its line and what is wrong with it.
+Input: rows in LLaVA's layout `{"image": ..., "conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}]}`
+or the plain one `{"image": ..., "caption": ...}`; a file may have both. `image` (or `images`) is a path, a list of
+paths, or absent. Output: examples. The error of a row that cannot be used names its line and the problem.
+
+No key is left unread in silence: a row whose image seems to stand under another key is an error, other keys are logged
+once, and a file in which no row has an image is refused unless `images: optional` says so.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import random
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minigpt4.assets import resolve
-from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue, Turn, normalise_marks, place_images
-from minigpt4.conversation.prompts import read_prompts
-from minigpt4.datasets.source import Example, IndexedSource, SourceConfig, file_digest
+from minigpt4.config.parts import ConversationsConfig
+from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue, Turn, normalise_marks, place_images, read_prompts
+from minigpt4.datasets.source import Example, IndexedSource, is_file, parse_json, read_json, require
 from minigpt4.errors import DataError
-from minigpt4.registry import path_field
 
 LINES = (".jsonl", ".ndjson")
 HUMAN = ("human", "user")
 MODEL = ("gpt", "assistant")
+IMAGE_KEYS = ("image", "images")
+READ_KEYS = (*IMAGE_KEYS, "caption", "conversations", "id")
+SHOWN_KEYS = 10
+"""Unread keys of a file that are logged one by one."""
+_IMAGE_WORD = re.compile(
+    r"(?i)image|img|picture|photo|pixel|(^|_)pics?($|_)|^(file_?name|file_?path|jpe?g|png|webp)s?$"
+)
+_IMAGE_NAME = re.compile(r"(?i)\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|avif|heic|jp2|ppm)([?#].*)?$|^data:image/")
+_log = logging.getLogger(__name__)
 
 
 class Conversations(IndexedSource):
-    """Rows of one file; rows are kept as bytes and parsed when read, so a worker's copy is cheap."""
+    """Rows of one file; they are kept as bytes and parsed when read, so that a worker's copy is cheap."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(SourceConfig):
-        """Where the rows and their images are."""
+    Config = ConversationsConfig
 
-        path: str = path_field()
-        """A `.json` file with a list of rows, or a `.jsonl` file with one row a line."""
-        image_dir: str = path_field("")
-        """The folder that image paths start from; empty: the folder of the file."""
-        prompts: str = "alignment"
-        """Instructions for plain captions: a shipped file in `prompts/`, or a path. Empty: the caption
-        alone."""
-
-    def __init__(self, config: Config, name: str) -> None:
+    def __init__(self, config: ConversationsConfig, name: str) -> None:
         super().__init__(config, name)
-        self._file = resolve(config.path)
-        self._images = resolve(config.image_dir) if config.image_dir else self._file.parent
-        if not self._file.is_file():
-            raise DataError(f"{name}: there is no file {config.path!r}; set the path of this data set", cause="missing")
-        if not self._images.is_dir():
-            raise DataError(f"{name}: there is no image folder {str(self._images)!r}; set image_dir", cause="missing")
-        self.prompts = read_prompts(config.prompts) if config.prompts else [""]
-        is_lines = self._file.suffix.lower() in LINES
-        self._rows = _rows_of_lines(self._file) if is_lines else _rows_of_list(self._file)
+        self.annotations: Path = require(config.path, "file", name)
+        self._images = require(config.image_dir or self.annotations.parent, "folder", name, "image_dir")
+        self.prompts = read_prompts(config.prompts)
+        is_lines = self.annotations.suffix.lower() in LINES
+        self._rows: list[tuple[int, bytes]] = []
+        unread: Counter[str] = Counter()
+        found_images = 0
+        for number, text, row in (_rows_of_lines if is_lines else _rows_of_list)(self.annotations):
+            self._rows.append((number, text))
+            if isinstance(row, dict):
+                found_images += any(row.get(key) for key in IMAGE_KEYS)
+                unread.update(_unread_keys(row))
         if not self._rows:
-            raise DataError(f"{self._file}: holds no row", cause="row")
+            raise DataError(f"{self.annotations}: the file has no row", cause="row")
         self._place = "{file}:{number}" if is_lines else "{file} item {number}"
-
-    def digest(self) -> str:
-        """See `Source.digest`: the annotations."""
-        return file_digest(self._file)
+        if config.images == "required" and not found_images:
+            keys = ", ".join(ascii(key) for key, _ in unread.most_common(SHOWN_KEYS))
+            raise DataError(
+                f"{self.annotations}: none of the {len(self._rows)} rows has an image"
+                + (f"; found the unknown keys {keys}: an image stands under `image`" if keys else "")
+                + f". For a data set without images, set images: optional of {name}",
+                cause="missing image",
+            )
+        for key, count in unread.most_common(SHOWN_KEYS):
+            _log.warning("%s: the key %a is not read (%d of %d rows)", self.annotations, key, count, len(self._rows))
+        if len(unread) > SHOWN_KEYS:
+            _log.warning("%s: %d more keys are not read", self.annotations, len(unread) - SHOWN_KEYS)
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self._rows)
 
-    def example(self, index: int, draw: random.Random) -> Example:
+    def place(self, index: int) -> str:
+        """See `IndexedSource.place`."""
+        return self._place.format(file=self.annotations, number=self._rows[index][0])
+
+    def example(self, index: int, rng: random.Random) -> Example:
         """See `IndexedSource.example`."""
         number, text = self._rows[index]
-        place = self._place.format(file=self._file, number=number)
-        row = json.loads(text)
+        place = self.place(index)
+        row = parse_json(text, self.annotations, number)
         if not isinstance(row, dict):
             raise DataError(f"{place}: a row must be an object, found {_shown(row)}", cause="row")
         images = self._image_files(row, place)
@@ -76,25 +94,35 @@ class Conversations(IndexedSource):
         elif "caption" in row:
             if not isinstance(row["caption"], str):
                 raise DataError(f"{place}: caption must be text, found {_shown(row['caption'])}", cause="caption")
-            prompt = draw.choice(self.prompts)
+            prompt = rng.choice(self.prompts)
             prompt = prompt if len(images) == 1 else prompt.replace(IMAGE_MARK, "").strip()
             dialogue = self.captioned(row["caption"], place, prompt)
         else:
-            keys = ", ".join(sorted(row)) or "nothing"
-            raise DataError(f"{place}: neither `conversations` nor `caption`; the row has {keys}", cause="row")
-        place_images(dialogue, len(images), place)  # raises where marks and images differ
-        return Example(self._place.format(file=self._file.name, number=number), tuple(images), dialogue)
+            keys = ", ".join(map(_name, sorted(row))) or "no keys"
+            raise DataError(f"{place}: expected `conversations` or `caption`, found {keys}", cause="row")
+        place_images(dialogue, len(images), place)  # raises if the numbers of marks and images differ
+        return Example(self._place.format(file=self.annotations.name, number=number), tuple(images), dialogue)
 
     def _image_files(self, row: dict[str, Any], place: str) -> list[Path]:
-        given = row.get("image")
+        present = [key for key in IMAGE_KEYS if row.get(key) not in (None, [])]
+        if len(present) > 1:
+            raise DataError(f"{place}: found `image` and `images`; a row needs one of them", cause="row")
+        given = row[present[0]] if present else None
+        if given is None and (key := _image_like_key(row)) is not None:
+            raise DataError(
+                f"{place}: the row has no `image`, but the unknown key {_name(key)} looks like one "
+                f"({_shown(row[key])}); rename the key to `image`",
+                cause="unknown key",
+            )
         names = [] if given is None else given if isinstance(given, list) else [given]
         files = []
         for name in names:
             if not isinstance(name, str) or not name:
                 raise DataError(f"{place}: image must be a path or a list of paths, found {_shown(given)}", cause="row")
             file = self._images / name
-            if not file.is_file():
-                raise DataError(f"{place}: there is no image {str(file)!r}; see image_dir", cause="missing image")
+            if not is_file(file):
+                shown = repr(str(file)) if len(str(file)) <= 300 else f"{str(file)[:100]!r}... (a name of {len(name)})"
+                raise DataError(f"{place}: image {shown} not found; see image_dir", cause="missing image")
             files.append(file)
         return files
 
@@ -106,80 +134,86 @@ class Conversations(IndexedSource):
         question: str | None = None
         turns: list[Turn] = []
         for number, message in enumerate(messages, start=1):
-            here = f"{place}, message {number}"
-            speaker, text = self._message(message, here)
-            if speaker == "system" and number == 1:
-                system = text
-            elif speaker in HUMAN:
-                if question is not None:
-                    raise DataError(f"{here}: two questions in a row, the first has no answer", cause="conversation")
-                question = normalise_marks(text)
-            elif speaker in MODEL:
-                if question is None:
-                    raise DataError(f"{here}: an answer without a question before it", cause="conversation")
-                turns.append(Turn(question, self._answer(text, here)))
-                question = None
-            else:
-                known = ", ".join((*HUMAN, *MODEL))
-                raise DataError(
-                    f"{here}: unknown speaker {speaker!r}; known are {known}, and system at the start",
-                    cause="conversation",
-                )
+            try:
+                speaker, text = _speaker_and_text(message)
+                if speaker == "system" and number == 1:
+                    system = text
+                elif speaker in HUMAN:
+                    if question is not None:
+                        raise ValueError("two questions in a row; the first has no answer")
+                    question = normalise_marks(text)
+                elif speaker in MODEL:
+                    if question is None:
+                        raise ValueError("an answer without a question before it")
+                    answer = self.process_text(text)
+                    if not answer:
+                        raise ValueError("the answer is empty")
+                    turns.append(Turn(question, answer))
+                    question = None
+                else:
+                    known = ", ".join((*HUMAN, *MODEL))
+                    raise ValueError(f"unknown speaker {speaker!r}; known: {known}, and system in the first message")
+            except ValueError as error:
+                raise DataError(f"{place}, message {number}: {error}", cause="conversation") from error
         if question is not None or not turns:
             raise DataError(f"{place}: the last question has no answer", cause="conversation")
         return Dialogue(tuple(turns), system)
 
-    def _message(self, message: Any, here: str) -> tuple[str, str]:
-        speaker, text = (message.get("from"), message.get("value")) if isinstance(message, dict) else (None, None)
-        if not isinstance(speaker, str) or not isinstance(text, str):
-            raise DataError(
-                f'{here}: must be {{"from": "human" or "gpt", "value": text}}, found {_shown(message)}',
-                cause="conversation",
-            )
-        return speaker, text
 
-    def _answer(self, text: str, here: str) -> str:
-        answer = self.process_text(text)
-        if not answer:
-            raise DataError(f"{here}: the answer is empty", cause="conversation")
-        return answer
+def _speaker_and_text(message: Any) -> tuple[str, str]:
+    speaker, text = (message.get("from"), message.get("value")) if isinstance(message, dict) else (None, None)
+    if not isinstance(speaker, str) or not isinstance(text, str):
+        raise ValueError(f'must be {{"from": "human" or "gpt", "value": text}}, found {_shown(message)}')
+    return speaker, text
 
 
-def _rows_of_lines(file: Path) -> list[tuple[int, bytes]]:
-    """Return line number and text of every row of a JSONL file, each checked to be JSON."""
-    rows = []
+def _unread_keys(row: dict[str, Any]) -> list[str]:
+    """Return the keys of a row that are not read, although they hold something."""
+    unread = [key for key, value in row.items() if key not in READ_KEYS and value not in (None, "", [], {})]
+    return [*unread, "caption"] if "conversations" in row and "caption" in row else unread
+
+
+def _image_like_key(row: dict[str, Any]) -> str | None:
+    """Return the key of a row without `image` that seems to hold one, by its name or its value."""
+    for key, value in row.items():
+        if key in ("caption", "conversations") or value in (None, "", [], {}):
+            continue
+        values = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else [value]
+        is_named = key not in READ_KEYS and _IMAGE_WORD.search(key)
+        if is_named or any(isinstance(one, str) and _IMAGE_NAME.search(one[-200:]) for one in values):
+            return key
+    return None
+
+
+def _name(key: str) -> str:
+    """Return a key for a message, with everything escaped that a terminal would not print."""
+    return (key if key.isprintable() else ascii(key)[1:-1])[:60]
+
+
+def _rows_of_lines(file: Path) -> Iterator[tuple[int, bytes, Any]]:
+    """Yield line number, text and value of every row of a JSONL file."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             text = line.removeprefix(b"\xef\xbb\xbf").strip()
             if text:
-                _parse(text, file, number)
-                rows.append((number, text))
-    return rows
+                yield number, text, parse_json(text, file, number)
 
 
-def _rows_of_list(file: Path) -> list[tuple[int, bytes]]:
-    """Return number and text of every item of a JSON list."""
-    content = _parse(file.read_bytes().removeprefix(b"\xef\xbb\xbf"), file, 1)
+def _rows_of_list(file: Path) -> Iterator[tuple[int, bytes, Any]]:
+    """Yield number, text and value of every item of a JSON list."""
+    content = read_json(file)
     if not isinstance(content, list):
         raise DataError(
-            f"{file}: must be a list of rows, found {_shown(content)}; a file with a row a line is a .jsonl",
+            f"{file}: must be a list of rows, found {_shown(content)}; a file with one row per line must be named "
+            ".jsonl",
             cause="row",
         )
-    return [(number, json.dumps(item).encode()) for number, item in enumerate(content, start=1)]
-
-
-def _parse(text: bytes, file: Path, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = "; a file with a row a line is a .jsonl" if error.msg == "Extra data" else ""
-        line = first_line + error.lineno - 1
-        raise DataError(f"{file}:{line}: not valid JSON: {error.msg}{hint}", cause="row") from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{file}:{first_line}: not valid JSON: {error}", cause="row") from error
+    for number, item in enumerate(content, start=1):
+        yield number, json.dumps(item).encode(), item
 
 
 def _shown(value: Any) -> str:
     """Return a value as JSON, cut to a length that fits a message."""
     text = json.dumps(value, ensure_ascii=False)
+    text = text if text.isprintable() else json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

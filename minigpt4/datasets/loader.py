@@ -1,11 +1,11 @@
 """From a mixture to batches, with or without worker processes, resumable at any batch.
 
-Input: a mixture, the conversation encoder, the image processor, and a `StreamPlan`. Output: endless `Batch`es
-that know how far their reader has come, so that the run saves positions and nothing else.
+Input: a mixture, the conversation encoder, the image processor, and a `StreamPlan`. Output: an endless stream of
+`Batch`es, each with the position of its reader, which is all that a run has to save.
 
-Readers. Every worker of every rank is one reader: reader = rank * workers + worker. Batch i of a rank comes
-from worker i mod workers. A new loader begins its round at worker 0 again, so after a resume the workers play
-the readers shifted by the batches already consumed, and the batches go on as if nothing had happened.
+Readers. Every worker of every rank is one reader: reader = rank * workers + worker. Batch i of a rank comes from worker
+i mod workers. A new loader starts with worker 0 again, so after a resume the workers take the roles of the readers
+shifted by the batches already consumed, and the batches continue as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -14,43 +14,32 @@ import logging
 import multiprocessing
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from minigpt4.batch import Batch, Sample
-from minigpt4.conversation.dialogue import Dialogue
+from minigpt4.conversation.encoder import ANSWER_CUT, END_MARK_IN_ANSWER, ConversationEncoder
 from minigpt4.datasets.collate import collate
 from minigpt4.datasets.mixture import Mixture
-from minigpt4.datasets.source import Example, Item, Source
+from minigpt4.datasets.source import Example, Item, Source, sample_error
 from minigpt4.datasets.workers import start_worker
 from minigpt4.errors import DataError
+from minigpt4.processors.image import ImageProcessor
 
 logger = logging.getLogger(__name__)
 
 NOTES_PER_CAUSE = 3
-"""Skipped samples of one cause whose message is logged, per reader; further ones are only counted."""
+"""Skipped samples of one cause whose message is logged, per reader; more of them are only counted."""
 MAX_SKIPS_IN_A_ROW = 1000
-"""Samples skipped without a good one between them before a reader gives up; no batch would ever say so."""
-
-
-class DialogueEncoder(Protocol):
-    """What the loader asks of `conversation.encoder.ConversationEncoder`."""
-
-    def encode(self, dialogue: Dialogue, *, num_images: int, sample_id: str) -> Any:
-        """Return an object with the (T,) tensors of a `Sample`; raises DataError."""
-
-
-class PixelProcessor(Protocol):
-    """What the loader asks of an image processor."""
-
-    def __call__(self, image: Any, name: str = ...) -> Tensor:
-        """Return (3, H, W) float32; raises DataError."""
+"""Samples skipped in a row before a reader gives up: without a batch, the run would not notice."""
+_ADVICE = {
+    END_MARK_IN_ANSWER: " holds {!r}, and chat ends an answer there; replace it in the data, or use another template",
+    ANSWER_CUT: " is longer; its tail is not trained on: raise conversation.max_answer_tokens to keep it",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +53,8 @@ class StreamPlan:
         rank: number of this process.
         world_size: number of processes.
         num_workers: reading processes of this rank; 0 reads in this one.
-        positions: items each reader has consumed, from the `reader` and `position` of the batches seen; empty
-            at start.
+        pin_memory: whether batches are put into page-locked memory, from which a GPU copies while it computes.
+        positions: items each reader has consumed, from the `reader` and `position` of the batches seen; empty at start.
         consumed: batches this rank has consumed.
     """
 
@@ -75,11 +64,12 @@ class StreamPlan:
     rank: int = 0
     world_size: int = 1
     num_workers: int = 0
+    pin_memory: bool = False
     positions: Mapping[int, int] = field(default_factory=dict)
     consumed: int = 0
 
     def reader_of(self, worker: int) -> int:
-        """Return the number of the reader that a worker plays."""
+        """Return the number of the reader whose role a worker has."""
         workers = max(1, self.num_workers)
         return self.rank * workers + (self.consumed + worker) % workers
 
@@ -96,12 +86,17 @@ class Delivery:
     content: Batch | DataError
     notes: list[str]
 
+    def pin_memory(self) -> Delivery:
+        """Return the delivery with its batch in page-locked memory; a DataLoader calls it."""
+        return replace(self, content=self.content.pin_memory()) if isinstance(self.content, Batch) else self
+
 
 class SkipLog:
-    """Counts skipped samples by cause, and keeps the first few messages of each cause."""
+    """Counts skipped samples by cause and altered ones by kind, and keeps the first few messages of each."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.altered: Counter[str] = Counter()
         self.notes: list[str] = []
         self.in_a_row = 0
         self._seen: Counter[str] = Counter()
@@ -120,22 +115,36 @@ class SkipLog:
         if len(noted) < NOTES_PER_CAUSE and str(error) not in noted:
             noted.add(str(error))
             last = "; more of this cause are only counted" if len(noted) == NOTES_PER_CAUSE else ""
-            self.notes.append(f"skipped ({error.cause}): {error}{last}")
+            self.notes.append(printable(f"skipped ({error.cause}): {error}{last}"))
         if self.in_a_row >= MAX_SKIPS_IN_A_ROW:
             causes = ", ".join(f"{cause}: {count}" for cause, count in self._seen.most_common())
-            raise DataError(f"{self.in_a_row} samples in a row could not be used ({causes}); the last one: {error}")
+            raise DataError(
+                f"{self.in_a_row} samples in a row could not be used ({causes}); the last one: {printable(str(error))}"
+            )
 
-    def take(self) -> tuple[dict[str, int], list[str]]:
-        """Return counts and messages since the last call."""
-        taken = dict(self.counts), self.notes
-        self.counts, self.notes = Counter(), []
-        return taken
+    def note_altered(self, sample: Sample, end_mark: str) -> None:
+        """Count what was altered in one sample; the first of each kind is named."""
+        for kind, count in sample.altered.items():
+            self.altered[kind] += count
+            if kind not in self._noted:
+                self._noted[kind] = {sample.id}
+                advice = _ADVICE.get(kind, "").format(end_mark)
+                self.notes.append(printable(f"{kind}: {sample.id}{advice}; more of this kind are only counted"))
+
+    def deliver(self, batch: Batch) -> list[str]:
+        """Move the counts since the last call into `batch`, and return the messages."""
+        batch.skipped, batch.altered = dict(self.counts), dict(self.altered)
+        notes = self.notes
+        self.counts, self.altered, self.notes = Counter(), Counter(), []
+        return notes
 
 
 class StreamDataset(IterableDataset[Delivery]):
     """Reads, encodes and collates; each worker process runs one copy."""
 
-    def __init__(self, mixture: Mixture, encoder: DialogueEncoder, processor: PixelProcessor, plan: StreamPlan) -> None:
+    def __init__(
+        self, mixture: Mixture, encoder: ConversationEncoder, processor: ImageProcessor, plan: StreamPlan
+    ) -> None:
         self.mixture = mixture
         self.encoder = encoder
         self.processor = processor
@@ -148,10 +157,9 @@ class StreamDataset(IterableDataset[Delivery]):
         skips = SkipLog()
         try:
             for batch in self._batches(reader, skips):
-                batch.skipped, notes = skips.take()
-                yield Delivery(batch, notes)
+                yield Delivery(batch, skips.deliver(batch))
         except DataError as error:
-            yield Delivery(error, skips.take()[1])
+            yield Delivery(error, skips.notes)
 
     def _batches(self, reader: int, skips: SkipLog) -> Iterator[Batch]:
         plan = self.plan
@@ -172,14 +180,14 @@ class StreamDataset(IterableDataset[Delivery]):
 class BatchLoader(DataLoader[Delivery]):
     """A DataLoader that yields batches, logs what workers skipped, and raises their errors as they are.
 
-    It already reads this rank's own part: do not hand it to `Accelerator.prepare`.
+    It already reads this rank's own part: do not pass it to `Accelerator.prepare`.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Yield batches without end.
 
         Raises:
-            DataError: a reader finds nothing more that can be used.
+            DataError: a reader finds no more usable samples.
         """
         for delivery in super().__iter__():
             for note in delivery.notes:
@@ -190,12 +198,12 @@ class BatchLoader(DataLoader[Delivery]):
 
 
 def build_loader(
-    mixture: Mixture, encoder: DialogueEncoder, processor: PixelProcessor, plan: StreamPlan
+    mixture: Mixture, encoder: ConversationEncoder, processor: ImageProcessor, plan: StreamPlan
 ) -> BatchLoader:
     """Return the loader of a rank's training batches.
 
-    Workers start from a clean process (`forkserver`, or `spawn` where there is none): a fork of a process
-    that already runs threads or an accelerator can hang.
+    Workers start from a clean process (`forkserver`, or `spawn` where that is not available): a fork of a process that
+    already runs threads or an accelerator can hang.
     """
     context = None
     if plan.num_workers:
@@ -209,17 +217,18 @@ def build_loader(
         StreamDataset(mixture, encoder, processor, plan),
         batch_size=None,
         num_workers=plan.num_workers,
+        pin_memory=plan.pin_memory,
         multiprocessing_context=context,
         persistent_workers=False,  # the stream is read once, and a second pass must start where the plan says
         worker_init_fn=start_worker,
-        generator=torch.Generator(),  # else its start draws from the generator of dropout, and a resume differs
+        generator=torch.Generator(),  # else starting it draws from the generator of dropout, and a resumed run differs
     )
 
 
 def fixed_batches(
     sources: Mapping[str, Source],
-    encoder: DialogueEncoder,
-    processor: PixelProcessor,
+    encoder: ConversationEncoder,
+    processor: ImageProcessor,
     *,
     samples: int,
     batch_size: int,
@@ -230,33 +239,35 @@ def fixed_batches(
     Examples that cannot be used are logged, counted in `Batch.skipped`, and make their batch smaller.
 
     Raises:
-        DataError: not one example can be used.
+        DataError: none of the examples can be used.
     """
     skips = SkipLog()
     turns = zip_longest(*(source.in_order() for source in sources.values()))
     items = islice((item for item in chain.from_iterable(turns) if item is not None), samples)
-    found = False
+    last: Batch | None = None  # held back: it also counts what is skipped behind it
     while group := list(islice(items, batch_size)):
         encoded = [sample for item in group if (sample := _sample(item, encoder, processor, skips)) is not None]
-        counts, notes = skips.take()
+        notes, skips.notes = skips.notes, []
         for note in notes:
             logger.warning(note)
         if encoded:
-            found = True
-            batch = collate(encoded, pad_id)
-            batch.skipped = counts
-            yield batch
-    if not found:
+            if last is not None:
+                yield last
+            last = collate(encoded, pad_id)
+            skips.deliver(last)
+    if last is None:
         raise DataError(f"not one sample of {', '.join(sources) or 'the validation data'} can be used")
+    last.skipped = dict(Counter(last.skipped) + skips.counts)
+    yield last
 
 
-def encode_example(example: Example, encoder: DialogueEncoder, processor: PixelProcessor) -> Sample:
-    """Return the encoded sample, its images decoded.
+def encode_example(example: Example, encoder: ConversationEncoder, processor: ImageProcessor) -> Sample:
+    """Return the encoded sample with its images decoded.
 
     Raises:
-        DataError: the dialogue or an image cannot be used; the message has the example's id.
+        DataError: the dialogue or an image cannot be used; the message names the example.
     """
-    encoded = encoder.encode(example.dialogue, num_images=len(example.images), sample_id=example.id)
+    encoded = encoder.encode_dialogue(example.dialogue, num_images=len(example.images), sample_id=example.id)
     pixels = [
         processor(image, name=str(image) if isinstance(image, Path) else f"{example.id}, image {number}")
         for number, image in enumerate(example.images, start=1)
@@ -269,17 +280,24 @@ def encode_example(example: Example, encoder: DialogueEncoder, processor: PixelP
         position_ids=encoded.position_ids,
         branch_ids=encoded.branch_ids,
         pixel_values=torch.stack(pixels) if pixels else None,
+        altered={**example.altered, **encoded.altered},
     )
 
 
-def _sample(item: Item, encoder: DialogueEncoder, processor: PixelProcessor, skips: SkipLog) -> Sample | None:
-    """Return the encoded sample, or None after counting why there is none."""
+def _sample(item: Item, encoder: ConversationEncoder, processor: ImageProcessor, skips: SkipLog) -> Sample | None:
+    """Return the encoded sample, or None after counting why it is skipped."""
     try:
         if isinstance(item, DataError):
             raise item
         sample = encode_example(item, encoder, processor)
-    except DataError as error:
-        skips.add(error)
+    except Exception as error:
+        skips.add(sample_error(error, item.id if isinstance(item, Example) else "a sample"))
         return None
     skips.in_a_row = 0
+    skips.note_altered(sample, encoder.training_template.end)
     return sample
+
+
+def printable(text: str) -> str:
+    """Return text for a log or a terminal, with every character escaped that is not to be printed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,46 +1,32 @@
-"""What every source of samples has in common: its config, its example, and the laws of its stream.
+"""The parent classes of all data sets, and what their readers share.
 
-Input: a source's config. Output: an endless stream of `Example`s for the mixture. The order is a pure
-function of (seed, source name, reader, readers, position), so a run that starts at a position sees what an
-unbroken one would have seen. What cannot be read is yielded as the error it is: the position always advances
-and nothing is lost in silence.
+Input: the settings of a data set. Output: an endless stream of `Example`s for the mixture. The order is a function of
+(seed, source name, reader, readers, position), so a run that starts at a position sees what an uninterrupted run would
+have seen. A sample that cannot be read is yielded as its error: the position always advances, and every skipped sample
+is counted.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
+from minigpt4 import strict_json
 from minigpt4.assets import resolve
+from minigpt4.config.parts import SourceConfig
 from minigpt4.conversation.dialogue import Dialogue, Turn
 from minigpt4.errors import DataError
-from minigpt4.registry import PROCESSORS, Component, component
 
-
-def _plain_text() -> Component:
-    return Component(PROCESSORS, "text", PROCESSORS.get("text").Config())
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceConfig:
-    """What every data set can be told."""
-
-    weight: float = 1.0
-    """Share in the mixture, relative to the other data sets' weights."""
-    text: Component = field(default_factory=_plain_text, metadata=component(PROCESSORS, default="text").metadata)
-    """The text processor of this data set's captions and answers."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.weight < float("inf"):
-            raise ValueError(f"weight must be a positive number, found {self.weight}")
+WORDS_CUT = "text cut to max_words"
 
 
 @dataclass(frozen=True)
@@ -49,21 +35,23 @@ class Example:
 
     Attributes:
         id: where it comes from, for messages: `captions.jsonl:17`, `00012.tar/000120034`.
-        images: files or their bytes, not decoded yet.
-        dialogue: what is said about them.
+        images: paths or contents of image files.
+        dialogue: the text about the images.
+        altered: what reading it changed, by kind, with how often.
     """
 
     id: str
     images: tuple[bytes | Path, ...]
     dialogue: Dialogue
+    altered: Mapping[str, int] = field(default_factory=dict)
 
 
 Item = Example | DataError
-"""What streams yield: an example, or why there is none at this position."""
+"""One item of a stream: an example, or the error of the sample at this position."""
 
 
 class Source(ABC):
-    """A data set as endless streams for training, and as one pass in a fixed order for validation."""
+    """A data set: endless streams for training, one pass in a fixed order for validation."""
 
     def __init__(self, config: SourceConfig, name: str) -> None:
         self.name = name
@@ -71,18 +59,18 @@ class Source(ABC):
         self.process_text = config.text.build()
 
     @classmethod
-    def from_config(cls, config: Any, *, name: str) -> Source:
+    def from_config(cls, config: Any, *, name: str) -> Self:
         """Build the source; `name` is its key in the config, used in messages and seeds."""
         return cls(config, name)
 
     @abstractmethod
     def stream(self, seed: int, reader: int, readers: int, start: int = 0) -> Iterator[Item]:
-        """Return what one of `readers` readers sees, from its position `start` on, without end.
+        """Return the endless stream of reader number `reader` of `readers`, from its position `start` on.
 
-        Equal to dropping the first `start` items of the stream that starts at 0.
+        Equal to the stream from 0 without its first `start` items.
 
         Raises:
-            DataError: not one sample of a whole epoch can be read.
+            DataError: no sample of a whole epoch can be read.
         """
 
     @abstractmethod
@@ -90,42 +78,68 @@ class Source(ABC):
         """Return one pass over the source, the same each time."""
 
     def digest(self) -> str:
-        """Return a hash of what the source holds, images left out; empty where it cannot tell."""
+        """Return a hash of the data without its images; empty if unknown."""
         return ""
 
     def captioned(self, text: str, place: str, prompt: str = "") -> Dialogue:
         """Return the dialogue of a caption, cleaned by this source's text processor.
 
         Raises:
-            DataError: nothing is left of the caption.
+            DataError: the cleaned caption is empty.
         """
         caption = self.process_text(text)
         if not caption:
             raise DataError(f"{place}: the caption is empty; write one or leave the sample out", cause="caption")
         return Dialogue((Turn(prompt, caption),))
 
+    def guarded(self, read: Callable[[], Example], place: str) -> Item:
+        """Return the example that `read` makes, or what is wrong with it: one sample never ends a stream."""
+        before = getattr(self.process_text, "num_cut", 0)
+        try:
+            example = read()
+        except Exception as error:
+            return sample_error(error, f"{self.name}: {place}")
+        num_cut = getattr(self.process_text, "num_cut", 0) - before
+        return replace(example, altered={**example.altered, WORDS_CUT: num_cut}) if num_cut else example
+
 
 class IndexedSource(Source):
-    """A source whose examples have numbers: epoch after epoch, each a permutation shared out among the
-    readers."""
+    """A source of numbered examples: each epoch is a permutation of them, shared by the readers.
+
+    Attributes:
+        annotations: the file with the text of all examples, for `digest`.
+    """
+
+    annotations: Path | None = None
 
     @abstractmethod
     def __len__(self) -> int:
         """Return the number of examples."""
 
     @abstractmethod
-    def example(self, index: int, draw: random.Random) -> Example:
-        """Return example `index`; whatever is drawn for it (an instruction, an order) is drawn from `draw`.
+    def example(self, index: int, rng: random.Random) -> Example:
+        """Return example `index`; random choices (an instruction, an order) use `rng`.
 
         Raises:
             DataError: this example cannot be used.
         """
 
+    def place(self, index: int) -> str:
+        """Return where example `index` stands, for messages."""
+        return f"item {index + 1}"
+
+    def digest(self) -> str:
+        """See `Source.digest`: the SHA-256 of the annotations."""
+        if self.annotations is None:
+            return ""
+        with self.annotations.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+
     def stream(self, seed: int, reader: int, readers: int, start: int = 0) -> Iterator[Item]:
-        """See `Source.stream`; reader r takes every `readers`-th item of the endless sequence of epochs."""
+        """See `Source.stream`; each reader takes every `readers`-th item of the endless sequence of epochs."""
         current, order = -1, torch.empty(0)
         failed = 0
-        for position in _count(start):
+        for position in itertools.count(start):
             epoch, place = divmod(position * readers + reader, len(self))
             if epoch != current:
                 current, order = epoch, permutation(len(self), seed, self.name, epoch)
@@ -133,10 +147,7 @@ class IndexedSource(Source):
             failed = failed + 1 if isinstance(item, DataError) else 0
             yield item
             if failed >= len(self):
-                raise DataError(
-                    f"{self.name}: none of the last {failed} samples could be read, as many as there are; "
-                    f"the last one: {item}"
-                )
+                raise DataError(f"{self.name}: the last {failed} samples all failed; the last error: {item}")
 
     def in_order(self) -> Iterator[Item]:
         """See `Source.in_order`."""
@@ -144,49 +155,79 @@ class IndexedSource(Source):
             yield self._read(index, f"{self.name}/in order")
 
     def _read(self, index: int, seed: str) -> Item:
-        try:
-            return self.example(index, random.Random(f"{seed}/{index}"))
-        except DataError as error:
-            return error
+        return self.guarded(lambda: self.example(index, random.Random(f"{seed}/{index}")), self.place(index))
+
+
+def sample_error(error: Exception, place: str) -> DataError:
+    """Return the exception that one sample caused as the error it is skipped and counted with.
+
+    Raises:
+        MemoryError: if this is the error: it says nothing about the sample.
+    """
+    if isinstance(error, DataError):
+        return error
+    if isinstance(error, MemoryError):
+        raise error
+    cause = "text" if isinstance(error, UnicodeError) else type(error).__name__
+    return DataError(f"{place}: cannot be used ({type(error).__name__}: {str(error)[:200]})", cause=cause)
+
+
+def is_file(path: Path) -> bool:
+    """Whether `path` is a regular file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def data_hash(sources: Mapping[str, Source]) -> str:
-    """Return a short identity of training data: names, weights and digests of its sources."""
-    told = [(name, source.weight, source.digest()) for name, source in sorted(sources.items())]
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
-
-
-def file_digest(file: Path) -> str:
-    """Return the SHA-256 of a file of annotations."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    """Return a short hash of the training data: names, weights and digests of its sources."""
+    identity = [(name, source.weight, source.digest()) for name, source in sorted(sources.items())]
+    return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 
 
 def permutation(length: int, *seed: object) -> Tensor:
-    """Return a (length,) int64 permutation that is a pure function of `seed`."""
+    """Return a (length,) int64 permutation that depends on `seed` only."""
     digest = hashlib.sha256("/".join(map(str, seed)).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     return torch.randperm(length, generator=generator)
 
 
-def _count(start: int) -> Iterator[int]:
-    while True:
-        yield start
-        start += 1
-
-
-def require_folder(path: str, name: str) -> Path:
-    """Return `path` (or the asset `asset:NAME`), which must be a folder.
+def require(path: str | Path, kind: Literal["file", "folder"], name: str, key: str = "path") -> Path:
+    """Return `path` (or the asset `asset:NAME`), the value of setting `key` of data set `name`.
 
     Raises:
-        DataError: it is not there.
+        DataError: there is no file or folder, as `kind` says.
     """
-    folder = resolve(path)
-    if not folder.is_dir():
-        raise DataError(f"{name}: there is no folder {path!r}; set the path of this data set", cause="missing")
-    return folder
+    found = resolve(str(path))
+    if not (found.is_file() if kind == "file" else found.is_dir()):
+        raise DataError(f"{name}: {kind} {str(path)!r} not found; set {key} of this data set", cause="missing")
+    return found
 
 
-def examples_of(names: list[str]) -> str:
-    """Return the first few names for a message, and how many more there are."""
+def read_json(file: Path) -> Any:
+    """Return the content of a JSON file, or raise DataError."""
+    try:
+        return parse_json(file.read_bytes(), file)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error}", cause="row") from error
+
+
+def parse_json(text: bytes, file: Path, first_line: int = 1) -> Any:
+    """Return the value of a JSON text that begins in line `first_line` of `file`.
+
+    Half a character (a lone surrogate) is found later, in the row that has it.
+
+    Raises:
+        DataError: it is not JSON; the message has file and line.
+    """
+    try:
+        return strict_json.parse_json(text, check_text=False, allow_nan=True)
+    except strict_json.JSONError as error:
+        hint = "; a file with one row per line must be named .jsonl" if "Extra data" in error.problem else ""
+        raise DataError(f"{file}:{first_line + error.line - 1}: {error.problem}{hint}", cause="row") from error
+
+
+def shortened(names: list[str]) -> str:
+    """Return the first three names for a message, and how many more there are."""
     return ", ".join(names[:3]) + (f", and {len(names) - 3} more" if len(names) > 3 else "")

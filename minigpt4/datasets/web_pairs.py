@@ -1,8 +1,7 @@
-"""WebDataset shards of images and captions, as img2dataset writes them: stage 1's data.
+"""WebDataset shards of images and captions, as img2dataset writes them: the data of stage 1.
 
-Input: tar files on a local or mounted disk, read by the webdataset library. Output: examples of one image and
-its caption. The library would swallow what it cannot read; here every fault becomes an item of the stream,
-counted by cause.
+Input: tar files on a local or mounted disk, read by the webdataset library. Output: examples of one image and its
+caption. The library skips what it cannot read; here every error becomes an item of the stream and is counted by cause.
 """
 
 from __future__ import annotations
@@ -11,63 +10,63 @@ import glob
 import hashlib
 import io
 import itertools
-import json
 import random
+import re
+import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import webdataset as wds
 from braceexpand import braceexpand
 
-from minigpt4.datasets.source import Example, Item, Source, SourceConfig, examples_of
+from minigpt4.config.parts import WebPairsConfig
+from minigpt4.datasets.source import Example, Item, Source, is_file, shortened
 from minigpt4.errors import DataError
-from minigpt4.registry import path_field
+from minigpt4.strict_json import parse_json
 
-IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
+IMAGE_KEYS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+MAX_TEXT = 1_000_000
+"""Most bytes of the json and txt files of one sample."""
+MAX_MEMBER = 256 * 1024**2
+"""Most bytes of one file in a shard."""
+MAX_ZEROS = 1024**2
+"""Most zeros between two archives; more of them are a hole in a file."""
+CHUNK = 1024**2
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
+"""How gzip, bzip2, xz and Zstandard files begin."""
+_META = re.compile(r"__[^/]*__($|/)")
+MAX_SHARDS = 1_000_000
+"""Most names that the braces of `urls` may stand for."""
 RawSample = dict[str, Any]
-"""A sample as webdataset groups it: one entry per file ending, besides `__key__` and `__url__`."""
+"""A sample as webdataset groups it: one entry per file ending, and `__key__` and `__url__`."""
+RawItem = RawSample | DataError
 
 
 class WebPairs(Source):
-    """Image-text shards, permuted each epoch, shared out among readers, shuffled through a buffer."""
+    """Image-text shards: permuted each epoch, divided among the readers, shuffled in a buffer."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(SourceConfig):
-        """Which shards, and what of them."""
+    Config = WebPairsConfig
 
-        urls: list[str] = path_field()
-        """Paths of tar files; `{00000..00010}` and `*` are expanded."""
-        caption_key: str = "caption"
-        """The key of a sample's json file that holds the caption; without one, its txt file is the
-        caption."""
-        shuffle_buffer: int = 1000
-        """Samples held for shuffling, per reader and not yet decoded; 0 keeps the order of the shards."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.shuffle_buffer < 0:
-                raise ValueError(f"shuffle_buffer must be 0 or more, found {self.shuffle_buffer}")
-
-    def __init__(self, config: Config, name: str) -> None:
+    def __init__(self, config: WebPairsConfig, name: str) -> None:
         super().__init__(config, name)
         self.config = config
         self.shards = find_shards(config.urls, name)
 
     def digest(self) -> str:
-        """See `Source.digest`: names and sizes of the shards, which may be terabytes."""
+        """See `Source.digest`: of the names and sizes of the shards, which may be terabytes."""
         sizes = [(Path(shard).name, Path(shard).stat().st_size) for shard in self.shards]
         return hashlib.sha256(repr(sizes).encode()).hexdigest()
 
     def stream(self, seed: int, reader: int, readers: int, start: int = 0) -> Iterator[Item]:
-        """See `Source.stream`; items before `start` are read past, neither parsed nor decoded."""
-        # Where shards are shared out, an epoch of this reader is one pass over its own; where their samples
-        # are, a reader may find nothing in a small epoch, but never in as many epochs as there are readers.
-        patience = readers if len(self.shards) < readers else 1
-        barren = 0
-        faults: Counter[str] = Counter()
+        """See `Source.stream`; items before `start` are read, but neither parsed nor decoded."""
+        # With at least as many shards as readers, an epoch of this reader is one pass over its own shards. Otherwise
+        # the readers divide the samples: one of them may get none in a small epoch, but not in `readers` epochs.
+        allowed = readers if len(self.shards) < readers else 1
+        empty_epochs = 0
+        errors: Counter[str] = Counter()
         for epoch in itertools.count():
             useful = False
             for raw in self._epoch(seed, reader, readers, epoch):
@@ -77,15 +76,15 @@ class WebPairs(Source):
                     continue
                 item = self._item(raw)
                 if isinstance(item, DataError):
-                    faults[item.cause] += 1
+                    errors[item.cause] += 1
                 useful = useful or isinstance(item, Example)
                 yield item
-            barren = 0 if useful else barren + 1
-            if barren >= patience:
-                found = ", ".join(f"{cause}: {count}" for cause, count in faults.most_common()) or "no sample at all"
+            empty_epochs = 0 if useful else empty_epochs + 1
+            if empty_epochs >= allowed:
+                found = ", ".join(f"{cause}: {count}" for cause, count in errors.most_common()) or "no samples"
                 raise DataError(
-                    f"{self.name}: a whole epoch of reader {reader} of {readers} has not one usable sample "
-                    f"({found}); look at {self.shards[0]}"
+                    f"{self.name}: reader {reader} of {readers} found no usable sample in a whole epoch ({found}); "
+                    f"check {self.shards[0]}"
                 )
 
     def in_order(self) -> Iterator[Item]:
@@ -93,40 +92,41 @@ class WebPairs(Source):
         for shard in self.shards:
             yield from map(self._item, _read_shard(shard))
 
-    def _epoch(self, seed: int, reader: int, readers: int, epoch: int) -> Iterator[RawSample | DataError]:
+    def _epoch(self, seed: int, reader: int, readers: int, epoch: int) -> Iterator[RawItem]:
         """Yield what one reader reads in one epoch, in its final order."""
         shards = list(self.shards)
         random.Random(f"{seed}/{self.name}/{epoch}").shuffle(shards)
-        if len(shards) >= readers:
-            own: Iterator[RawSample | DataError] = itertools.chain.from_iterable(
-                map(_read_shard, shards[reader::readers])
-            )
-        else:  # too few to share out: every reader reads all and takes its part of the samples
-            every = itertools.chain.from_iterable(map(_read_shard, shards))
-            own = itertools.islice(every, (reader + epoch) % readers, None, readers)
+        own = shards[reader::readers] if len(shards) >= readers else shards
+        samples: Iterator[RawItem] = itertools.chain.from_iterable(map(_read_shard, own))
+        if len(shards) < readers:  # every reader reads all shards and takes its part of the samples
+            samples = itertools.islice(samples, (reader + epoch) % readers, None, readers)
         generator = random.Random(f"{seed}/{self.name}/{epoch}/{reader}/{readers}")
-        return _shuffled(own, self.config.shuffle_buffer, generator)
+        return _shuffled(samples, self.config.shuffle_buffer, generator)
 
-    def _item(self, raw: RawSample | DataError) -> Item:
+    def _item(self, raw: RawItem) -> Item:
         if isinstance(raw, DataError):
             return raw
         place = f"{Path(raw['__url__']).name}/{raw['__key__']}"
-        try:
-            image = next((raw[key] for key in IMAGE_KEYS if key in raw), None)
-            caption = self._caption(raw, f"{self.name}: {place}")
-            if image is None:
-                raise DataError(
-                    f"{self.name}: {place}: no image, only {_files(raw)}; expected one of {', '.join(IMAGE_KEYS)}",
-                    cause="missing image",
-                )
-            return Example(place, (image,), self.captioned(caption, f"{self.name}: {place}"))
-        except DataError as error:
-            return error
+        return self.guarded(lambda: self._example(raw, place), place)
+
+    def _example(self, raw: RawSample, place: str) -> Example:
+        caption = self._caption(raw, f"{self.name}: {place}")
+        images = [key for key in IMAGE_KEYS if key in raw]
+        if len(images) != 1:
+            found = f"found only {_files(raw)}" if not images else f"found {', '.join(images)}"
+            raise DataError(
+                f"{self.name}: {place}: expected an image ({', '.join(IMAGE_KEYS)}), {found}{_layout_hint(raw)}",
+                cause="several images" if images else "missing image",
+            )
+        return Example(place, (raw[images[0]],), self.captioned(caption, f"{self.name}: {place}"))
 
     def _caption(self, raw: RawSample, place: str) -> str:
-        """Return the caption of a sample: the json file's if it has one, else the txt file."""
+        """Return the caption of a sample: that of its json file if it has one, else its txt file."""
+        size = len(raw.get("json", b"")) + len(raw.get("txt", b""))
+        if size > MAX_TEXT:
+            raise DataError(f"{place}: {size:,} bytes of text; more than {MAX_TEXT:,}", cause="text too large")
         try:
-            fields = json.loads(raw["json"]) if "json" in raw else {}
+            fields = parse_json(raw["json"], check_text=False, allow_nan=True) if "json" in raw else {}
             caption = fields.get(self.config.caption_key) if isinstance(fields, dict) else None
             if not caption and "txt" in raw:
                 caption = raw["txt"].decode("utf-8")
@@ -134,18 +134,18 @@ class WebPairs(Source):
             raise DataError(f"{place}: the caption cannot be read: {error}", cause="caption") from error
         if not isinstance(caption, str) or not caption.strip():
             raise DataError(
-                f"{place}: no text under {self.config.caption_key!r} of its json file, nor in a txt "
-                f"file; the sample has {_files(raw)}",
+                f"{place}: the caption is missing: no text under {self.config.caption_key!r} in a json file, and no "
+                f"txt file; the sample has {_files(raw)}{_layout_hint(raw)}",
                 cause="caption",
             )
         return caption
 
 
 def find_shards(urls: list[str], name: str) -> list[str]:
-    """Return the shard files that `urls` mean, braces and globs expanded, each checked to exist.
+    """Return the shard files of `urls`, with braces and `*` expanded.
 
     Raises:
-        DataError: no url, a shard or pattern without a file, or an address that is not a local path.
+        DataError: `urls` is empty, a file is missing, or an address is not a local path.
     """
     if not urls:
         raise DataError(f"{name}: urls is empty; name at least one tar file", cause="missing")
@@ -155,75 +155,119 @@ def find_shards(urls: list[str], name: str) -> list[str]:
         if "://" in url or url.startswith("pipe:"):
             raise DataError(f"{name}: {url!r} is not a local path; download or mount the shards first", cause="missing")
         try:
-            paths = list(braceexpand(url))
+            paths = list(itertools.islice(braceexpand(url), MAX_SHARDS + 1)) if _is_expandable(url) else []
         except ValueError as error:
-            raise DataError(f"{name}: the braces of {url!r} do not close: {error}", cause="missing") from error
+            raise DataError(f"{name}: the braces of {url!r} do not match: {error}", cause="missing") from error
+        if not 0 < len(paths) <= MAX_SHARDS:
+            raise DataError(f"{name}: the braces of {url[:80]!r} stand for too many names", cause="missing")
         for path in paths:
-            found = _matching(path) if glob.has_magic(path) and not Path(path).is_file() else [path]
-            files = [file for file in found if Path(file).is_file()]
+            found = _matching(path) if glob.has_magic(path) and not is_file(Path(path)) else [path]
+            files = [file for file in found if is_file(Path(file))]
             shards += files
             missing += [] if files else [path]
     if missing:
         total = len(missing) + len(shards)
         raise DataError(
-            f"{name}: {len(missing)} of {total} shards are missing ({examples_of(missing)}); "
-            "correct urls, or list only the shards you have",
+            f"{name}: {len(missing)} of {total} shards are missing ({shortened(missing)}); correct urls, or list only "
+            "the shards that exist",
             cause="missing",
         )
     return [str(Path(shard).absolute()) for shard in shards]
 
 
-def _read_shard(shard: str) -> Iterator[RawSample | DataError]:
-    """Yield the samples of one tar file, then its faults; all that is lost of a broken tar is one fault."""
-    faults: list[Exception] = []
+def _is_expandable(url: str) -> bool:
+    """Whether the braces of `url` can be expanded in bounded memory: braceexpand makes whole ranges and lists."""
+    size = 1
+    for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)", url):
+        if len(first) + len(last) > 40:
+            return False
+        size *= abs(int(last) - int(first)) + 1
+    for choices in re.findall(r"\{([^{}]*,[^{}]*)\}", url):
+        size *= choices.count(",") + 1
+    return size <= MAX_SHARDS and url.count("{") <= 20
 
-    def record(fault: Exception) -> bool:
-        faults.append(fault)
+
+def _read_shard(shard: str) -> Iterator[RawSample | DataError]:
+    """Yield the samples of one tar file, then an error for everything in it that could not be read.
+
+    A sample that lost a file in a damaged place is that place's error, so that it counts once.
+    """
+    duplicates: list[Exception] = []
+    faults: list[str] = []
+
+    def record(error: Exception) -> bool:
+        duplicates.append(error)
         return True
 
-    num_items, broken = 0, False
-    for raw in wds.tarfile_to_samples(handler=record)([{"url": shard}]):
+    def damaged(fault: str, lost: str) -> DataError:
+        message = f"{shard}: the tar file is damaged or cut ({fault}); {lost} is lost: download it again"
+        return DataError(message, cause="damaged shard")
+
+    num_items = reported = 0
+    for raw in wds.tariterators.group_by_keys(_members(shard, faults), handler=record):
         num_items += 1
-        yield raw
-    if not faults and num_items and _lacks_end(shard):
-        faults.append(EOFError("no end mark"))
-    for fault in faults:
-        duplicate = isinstance(fault, ValueError)
-        if duplicate or not broken:
-            num_items += 1
-            yield _fault(shard, fault, duplicate)
-        broken = broken or not duplicate
-    if not num_items:
-        yield DataError(f"{shard}: the shard holds no sample; list only full shards", cause="empty shard")
+        is_whole = raw.keys() & {*IMAGE_KEYS} and raw.keys() & {"json", "txt"}
+        if reported < len(faults) and not is_whole:
+            yield damaged(faults[reported], f"a file of {raw['__key__']!a}")
+            reported += 1
+        else:
+            yield raw
+    for error in duplicates:
+        yield DataError(f"{shard}: {error.args[0]}; only the first one is used", cause="duplicate member")
+    for fault in faults[reported:]:
+        yield damaged(fault, "what was there")
+    if not num_items + len(duplicates) + len(faults):
+        yield DataError(f"{shard}: the shard has no sample; remove it from urls", cause="empty shard")
 
 
-def _lacks_end(shard: str) -> bool:
-    """Whether a plain tar file lacks the zeros at its end: cut between two members, it reads like a whole one."""
-    if not shard.endswith(".tar"):
-        return False
-    with Path(shard).open("rb") as file:
-        file.seek(-512, io.SEEK_END)
-        return any(file.read())
+def _members(shard: str, faults: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the files of a tar file as webdataset groups them, and add to `faults` what is between them.
+
+    tarfile takes a damaged header for the end of the archive. With `ignore_zeros` it searches on, so that archives
+    joined by `cat` are read whole; whatever is passed over must be the zeros of an end mark.
+    """
+    expected = 0  # where the next header must begin
+    try:
+        with Path(shard).open("rb") as file, tarfile.open(shard, "r:", ignore_zeros=True) as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]
+                _check_gap(file, expected, member.offset, faults)
+                expected = tar.offset
+                content = tar.extractfile(member) if member.isreg() else None
+                if content is None or _META.match(member.name):
+                    continue
+                if member.size > MAX_MEMBER:
+                    faults.append(f"{member.name!a} has {member.size:,} bytes, more than {MAX_MEMBER:,}")
+                    continue
+                yield {"fname": member.name, "data": content.read(), "__url__": shard}
+            size = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            if not expected and file.read(6).startswith(COMPRESSED):
+                faults.append("it is compressed, which is not supported: decompress it, images hardly shrink")
+            elif expected and size < expected + tarfile.BLOCKSIZE:
+                faults.append("the end is missing")
+            else:
+                _check_gap(file, expected, size, faults)
+    except (OSError, tarfile.TarError, EOFError, ValueError, zlib.error) as error:
+        faults.append(str(error) or type(error).__name__)
 
 
-def _fault(shard: str, fault: Exception, duplicate: bool) -> DataError:
-    reason = str(fault.args[0]) if fault.args else type(fault).__name__
-    if duplicate:
-        return DataError(f"{shard}: {reason}; only the first one is used", cause="duplicate member")
-    return DataError(
-        f"{shard}: the tar file is damaged or cut short ({reason}); the rest of it is lost: fetch it again",
-        cause="damaged shard",
-    )
+def _check_gap(file: BinaryIO, start: int, end: int, faults: list[str]) -> None:
+    """Add a fault unless the bytes from `start` to `end` are the zeros that end an archive."""
+    file.seek(start)
+    is_zero = all(not any(file.read(min(CHUNK, end - place))) for place in range(start, end, CHUNK))
+    if not is_zero:
+        faults.append(f"{end - start:,} bytes at {start:,} are not files of a tar archive")
+    elif end - start > MAX_ZEROS:
+        faults.append(f"{end - start:,} zeros at {start:,}")
 
 
-def _shuffled(
-    items: Iterator[RawSample | DataError], size: int, generator: random.Random
-) -> Iterator[RawSample | DataError]:
-    """Yield items through a buffer of `size`, each time a random one of it."""
+def _shuffled(items: Iterator[RawItem], size: int, generator: random.Random) -> Iterator[RawItem]:
+    """Yield items in a random order, through a buffer of `size` items."""
     if size < 2:
         yield from items
         return
-    buffer: list[RawSample | DataError] = []
+    buffer: list[RawItem] = []
     for item in items:
         if len(buffer) < size:
             buffer.append(item)
@@ -235,12 +279,23 @@ def _shuffled(
     yield from buffer
 
 
+def _layout_hint(raw: RawSample) -> str:
+    """Return what to do about a sample that is incomplete because of the layout of its shard."""
+    dotted = [key for key in raw if not key.startswith("__") and "." in key]
+    if dotted:
+        return (
+            f". A sample's name ends at the first dot, so that {dotted[0]!r} is taken as a file ending: use no dots in "
+            "file names but the last one"
+        )
+    return ". The files of one sample must stand next to each other in the tar file: write it with tar --sort=name"
+
+
 def _files(raw: RawSample) -> str:
     """Return the file endings of a sample, for a message."""
     return ", ".join(sorted(key for key in raw if not key.startswith("__"))) or "nothing"
 
 
 def _matching(pattern: str) -> list[str]:
-    """Return the files that a pattern with `*` means, sorted."""
+    """Return the files that match a pattern with `*`, sorted."""
     absolute = Path(pattern).absolute()
     return sorted(str(path) for path in Path(absolute.anchor).glob(str(absolute.relative_to(absolute.anchor))))

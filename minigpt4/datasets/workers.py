@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 
 import torch
@@ -14,6 +15,8 @@ def start_worker(worker: int) -> None:
 
     torch's workers watch the process they were forked from, and that is the fork server, which lives as long as they.
     """
+    if hasattr(signal, "pthread_sigmask"):  # signals to the process group are for the run, which ends its workers
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

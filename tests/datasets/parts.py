@@ -10,7 +10,8 @@ from typing import Any
 import webdataset as wds
 from PIL import Image
 
-from minigpt4.conversation.encoder import ConversationEncoder, ConversationSection
+from minigpt4.config.sections import ConversationConfig
+from minigpt4.conversation.encoder import ConversationEncoder
 from minigpt4.conversation.tokenizer import TextTokenizer
 from minigpt4.datasets.source import Example, Item
 from minigpt4.datasets.web_pairs import WebPairs
@@ -76,7 +77,7 @@ def answers(items: list[Item]) -> list[str]:
 
 def encoder(**settings: Any) -> ConversationEncoder:
     tokenizer = TextTokenizer.from_path(REFERENCE / "tokenizer.model")
-    return ConversationEncoder(tokenizer, 4, ConversationSection(**settings))
+    return ConversationEncoder(tokenizer, 4, ConversationConfig(**settings))
 
 
 def processor() -> ImageProcessor:

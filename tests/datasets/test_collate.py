@@ -92,7 +92,7 @@ def test_what_cannot_be_joined() -> None:
         collate([sample(4), sample(5, cached=True)], PAD)
     with pytest.raises(DataError, match="all images of a batch must have one shape"):
         collate([sample(4), sample(5, size=6)], PAD)
-    with pytest.raises(DataError, match="s13: 13 tokens do not fit a packed row of 12"):
+    with pytest.raises(DataError, match="s13: 13 tokens do not fit into a packed row of 12"):
         pack([sample(13)], PAD, max_tokens=12)
-    with pytest.raises(DataError, match="no sample"):
+    with pytest.raises(DataError, match="at least one sample"):
         collate([], PAD)

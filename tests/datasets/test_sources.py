@@ -1,4 +1,4 @@
-"""Aligned pairs, conversations and easy-VQA: what they read, how they are ordered, what they say of bad files."""
+"""Aligned pairs, conversations and easy-VQA: their layouts, their order and their errors."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from minigpt4.assets import is_cached
-from minigpt4.conversation.dialogue import Turn
-from minigpt4.conversation.prompts import read_prompts
+from minigpt4.config.parts import SourceConfig
+from minigpt4.conversation.dialogue import Turn, read_prompts
 from minigpt4.datasets.aligned_pairs import AlignedPairs
 from minigpt4.datasets.conversations import Conversations
-from minigpt4.datasets.easy_vqa import COLOURS, SHAPES, EasyVQA, Question, kind_of, questions, subject_of
-from minigpt4.datasets.source import Example, Item, SourceConfig
+from minigpt4.datasets.easy_vqa import COLOURS, SHAPES, EasyVQA, Question, questions, subject_of
+from minigpt4.datasets.source import Example, Item
 from minigpt4.errors import DataError
 from minigpt4.processors.text import BlipCaption
 from minigpt4.registry import PROCESSORS, Component
@@ -38,10 +37,10 @@ def test_prompts_are_lines_with_one_spelling_of_the_mark(tmp_path: Path) -> None
 
 
 def test_bad_prompt_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no prompt file 'no_such'"):
+    with pytest.raises(DataError, match="prompt file 'no_such' not found"):
         read_prompts("no_such")
     (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(DataError, match="holds no prompt"):
+    with pytest.raises(DataError, match="has no prompt"):
         read_prompts(str(tmp_path / "empty.txt"))
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="UTF-8"):
@@ -84,11 +83,11 @@ def test_aligned_pairs_without_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("annotation", "cause", "words"),
     [
-        ({"image_id": "77", "caption": "x"}, "missing image", "there is no image 77.jpg"),
+        ({"image_id": "77", "caption": "x"}, "missing image", "image 77.jpg (or .jpeg, .png, .webp) not found"),
         ({"image_id": "1", "caption": " "}, "caption", "the caption is empty"),
-        ({"image_id": "1"}, "caption", "has no caption"),
-        ({"caption": "x"}, "row", "must be an object with `image_id`"),
-        ("text", "row", "filter_cap.json item 2: must be an object"),
+        ({"image_id": "1"}, "caption", "(image 1): the caption is missing"),
+        ({"caption": "x"}, "row", "expected an object with `image_id`"),
+        ("text", "row", "filter_cap.json item 2: expected an object"),
     ],
 )
 def test_a_bad_annotation(tmp_path: Path, annotation: Any, cause: str, words: str) -> None:
@@ -100,11 +99,12 @@ def test_a_bad_annotation(tmp_path: Path, annotation: Any, cause: str, words: st
 
 def test_a_bad_aligned_folder(tmp_path: Path) -> None:
     config = AlignedPairs.Config(path=str(tmp_path / "none"), prompts="")
-    with pytest.raises(DataError, match="aligned: there is no folder"):
+    with pytest.raises(DataError, match=r"aligned: folder .* not found; set path of"):
         AlignedPairs.from_config(config, name="aligned")
-    with pytest.raises(DataError, match=r"there is no .*filter_cap\.json"):
+    with pytest.raises(DataError, match=r"aligned: file .*filter_cap\.json' not found"):
         AlignedPairs.from_config(AlignedPairs.Config(path=str(tmp_path), prompts=""), name="aligned")
-    for content in ([], {}, {"annotations": []}):
+    nothing: list[Any] = [[], {}, {"annotations": []}]
+    for content in nothing:
         with pytest.raises(DataError, match="at least one annotation"):
             aligned(tmp_path, content)
     with pytest.raises(DataError, match="none of the 1 images"):
@@ -143,7 +143,7 @@ def test_start_equals_draining(rows: Conversations, start: int) -> None:
 
 
 def test_seeds_and_names_change_the_order(rows: Conversations) -> None:
-    other = Conversations.from_config(Conversations.Config(path=str(rows._file), prompts=""), name="other")
+    other = Conversations.from_config(Conversations.Config(path=str(rows.annotations), prompts=""), name="other")
     orders = [answers(list(islice(s.stream(seed, 0, 1), 13))) for s, seed in ((rows, 1), (rows, 2), (other, 1))]
     assert len({tuple(order) for order in orders}) == 3
 
@@ -210,11 +210,11 @@ def test_image_dir(tmp_path: Path) -> None:
 ASKED = ("human", "Q")
 BAD_ROWS: list[tuple[Any, str, str]] = [
     (["a list"], "row", "a row must be an object"),
-    ({}, "row", "neither `conversations` nor `caption`; the row has nothing"),
-    ({"text": "x"}, "row", "the row has text"),
+    ({}, "row", "expected `conversations` or `caption`, found no keys"),
+    ({"text": "x"}, "row", "`caption`, found text"),
     ({"caption": 3}, "caption", "caption must be text, found 3"),
     ({"caption": "  "}, "caption", "the caption is empty"),
-    ({"image": "9.png", "caption": "x"}, "missing image", "there is no image"),
+    ({"image": "9.png", "caption": "x"}, "missing image", "image "),
     ({"image": {"a": 1}, "caption": "x"}, "row", "image must be a path"),
     ({"image": "", "caption": "x"}, "row", "image must be a path"),
     ({"conversations": []}, "conversation", "must be a list of messages"),
@@ -245,10 +245,10 @@ def test_a_bad_row_names_its_line(tmp_path: Path, row: Any, cause: str, words: s
     [
         ('{"caption": "x"}\n{"caption": \n', "jsonl", r"data.jsonl:2: not valid JSON"),
         ('[{"caption": "x"},\n{"caption" "y"}]', "json", r"data.json:2: not valid JSON"),
-        ('{"caption": "x"}\n{"caption": "y"}\n', "json", r"data.json:2: .*a row a line is a .jsonl"),
+        ('{"caption": "x"}\n{"caption": "y"}\n', "json", r"data.json:2: .*one row per line must be named .jsonl"),
         ('{"caption": "x"}', "json", "must be a list of rows"),
-        ("[]", "json", "holds no row"),
-        ("\n\n", "jsonl", "holds no row"),
+        ("[]", "json", "the file has no row"),
+        ("\n\n", "jsonl", "the file has no row"),
     ],
 )
 def test_a_file_that_is_not_rows(tmp_path: Path, content: str, suffix: str, words: str) -> None:
@@ -257,16 +257,16 @@ def test_a_file_that_is_not_rows(tmp_path: Path, content: str, suffix: str, word
 
 
 def test_a_missing_file_or_image_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="own: there is no file"):
+    with pytest.raises(DataError, match=r"own: file .* not found; set path of"):
         Conversations.from_config(Conversations.Config(path=str(tmp_path / "no.json")), name="own")
-    with pytest.raises(DataError, match="own: there is no image folder"):
+    with pytest.raises(DataError, match=r"own: folder .* not found; set image_dir of"):
         conversations(tmp_path, "[{}]", "json", image_dir=str(tmp_path / "none"))
 
 
 def test_a_file_of_bad_rows_ends_its_stream(tmp_path: Path) -> None:
-    stream = conversations(tmp_path, '{"x": 1}\n{"y": 2}').stream(1, 0, 1)
+    stream = conversations(tmp_path, '{"x": 1}\n{"y": 2}', images="optional").stream(1, 0, 1)
     assert answers(list(islice(stream, 2))) == ["error: row"] * 2
-    with pytest.raises(DataError, match="own: none of the last 2 samples could be read"):
+    with pytest.raises(DataError, match="own: the last 2 samples all failed; the last error"):
         next(stream)
 
 
@@ -297,7 +297,7 @@ def easy_vqa(folder: Path, form: Any, **settings: Any) -> EasyVQA:
     return EasyVQA.from_config(config, name="easy")
 
 
-def test_subjects_tell_what_the_questions_tell(easy: Path) -> None:
+def test_subjects_come_from_the_questions(easy: Path) -> None:
     asked = questions(easy, "test")
     assert asked[0] == Question("what color is the shape?", "red", 0)
     assert [subject_of([q for q in asked if q.image_id == n]) for n in range(5)] == SUBJECTS
@@ -328,7 +328,7 @@ def test_questions_are_the_images_own_in_a_drawn_order(easy: Path) -> None:
     assert len({item.dialogue.turns[0].question for item in few}) > 6
 
 
-@pytest.mark.skipif(not is_cached("easy-vqa"), reason="python -m minigpt4 assets easy-vqa has not been run")
+@pytest.mark.mini
 @pytest.mark.parametrize(
     ("ask", "number"),
     [({"what": 1, "presence": 8}, 9), ({"negated": 2}, 2), ({"what": 2, "presence": 2, "negated": 4}, 8)],
@@ -361,30 +361,30 @@ def test_asked_by_kind_the_answers_are_true_and_presence_cannot_be_guessed(ask, 
     ("ask", "message"),
     [
         ({"wat": 1}, "ask: unknown kind 'wat'; the kinds are what, presence, negated"),
-        ({"presence": 3}, "ask.presence must be 0 or more, and even: 3"),
-        ({"what": -1, "presence": 2}, "ask.what must be 0 or more: -1"),
-        ({"what": 0}, "ask: asks nothing"),
+        ({"presence": 3}, "ask.presence must be even, found 3"),
+        ({"what": -1, "presence": 2}, "ask.what\n  Input should be greater than or equal to 0"),
+        ({"what": 0}, "ask: every number is 0"),
     ],
 )
 def test_what_cannot_be_asked_is_said(ask, message) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         EasyVQA.Config(path="x", form="questions", ask=ask)
-    with pytest.raises(ValueError, match="ask excludes questions_per_image, and form: captions"):
+    with pytest.raises(ValueError, match="ask cannot be combined with questions_per_image or with form: captions"):
         EasyVQA.Config(path="x", form="questions", ask={"what": 1}, questions_per_image=1)
-    with pytest.raises(ValueError, match="ask excludes questions_per_image, and form: captions"):
+    with pytest.raises(ValueError, match="ask cannot be combined with questions_per_image or with form: captions"):
         EasyVQA.Config(path="x", form="captions", ask={"what": 1})
 
 
-def test_images_that_tell_too_little_are_left_out_and_counted(easy: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_without_questions_are_left_out_and_counted(easy: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         assert len(easy_vqa(easy, "questions", ask={"what": 1})) == 2
-    assert "easy: 3 images tell too little to be asked about" in caplog.text
-    with pytest.raises(DataError, match="easy: of no image can be asked what `ask` wants"):
+    assert "easy: 3 images are left out: ask gives no question for them" in caplog.text
+    with pytest.raises(DataError, match=r"easy: ask \{'what': 1\} gives no question for any image"):
         easy_vqa(easy, "questions", ask={"what": 1}, image_range=(2, 5))
 
 
 def test_a_set_that_never_asks_so_cannot_be_asked_by_kind(easy: Path) -> None:
-    with pytest.raises(DataError, match=r"easy: ask\.negated: no question of train asks for \w+"):
+    with pytest.raises(DataError, match=r"easy: ask\.negated: train has no such question about \w+"):
         easy_vqa(easy, "questions", ask={"negated": 2})
 
 
@@ -416,7 +416,7 @@ def test_settings_that_make_no_sense(easy: Path, settings: dict[str, Any]) -> No
 
 
 def test_an_incomplete_folder(easy: Path) -> None:
-    with pytest.raises(DataError, match="easy: there is no folder"):
+    with pytest.raises(DataError, match=r"easy: folder .* not found"):
         easy_vqa(easy, "captions").from_config(EasyVQA.Config(path="/no/such", form="captions"), name="easy")
     (easy / "train" / "images" / "3.png").unlink()
     with pytest.raises(DataError, match=r"1 of 5 images are missing \(3.png\)"):
@@ -440,7 +440,7 @@ def test_an_incomplete_folder(easy: Path) -> None:
     ],
 )
 def test_kinds(question: str, answer: str, kind: str) -> None:
-    assert kind_of(question, answer) == kind
+    assert Question(question, answer, 0).kind == kind
     assert len(COLOURS) + len(SHAPES) + 2 == 13
 
 

@@ -82,14 +82,18 @@ def test_another_caption_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sample", "cause", "words"),
     [
-        ({"jpg": b"x", "json": caption(None)}, "caption", "bad.tar/k: no text under 'caption'"),
+        ({"jpg": b"x", "json": caption(None)}, "caption", "bad.tar/k: the caption is missing: no text under 'caption'"),
         ({"jpg": b"x", "json": caption("  ")}, "caption", "no text under 'caption'"),
         ({"jpg": b"x", "json": caption(["a list"])}, "caption", "no text under 'caption'"),
         ({"jpg": b"x", "json": b"[1, 2]"}, "caption", "no text under 'caption'"),
         ({"jpg": b"x", "json": b"{broken"}, "caption", "the caption cannot be read"),
         ({"jpg": b"x", "txt": b"\xff\xfe\xfa"}, "caption", "the caption cannot be read"),
         ({"jpg": b"x"}, "caption", "the sample has jpg"),
-        ({"json": caption("no picture")}, "missing image", "no image, only json; expected one of jpg"),
+        (
+            {"json": caption("no picture")},
+            "missing image",
+            "expected an image (jpg, jpeg, png, webp, gif, bmp, tif, tiff, avif), found only json",
+        ),
     ],
 )
 def test_a_bad_sample_is_an_error_between_good_ones(
@@ -104,7 +108,7 @@ def test_a_bad_sample_is_an_error_between_good_ones(
     assert words in str(items[1])
 
 
-def test_a_truncated_tar_keeps_what_it_has_and_the_next_one_goes_on(tmp_path: Path) -> None:
+def test_a_truncated_tar_keeps_its_good_samples_and_the_next_one_is_read(tmp_path: Path) -> None:
     write_shards(tmp_path, shards=2, each=6)
     first = tmp_path / "00000.tar"
     data = first.read_bytes()
@@ -116,12 +120,12 @@ def test_a_truncated_tar_keeps_what_it_has_and_the_next_one_goes_on(tmp_path: Pa
 
 
 @pytest.mark.parametrize("content", [b"", b"this is not a tar file" * 100])
-def test_a_file_that_is_no_tar(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_tar(tmp_path: Path, content: bytes) -> None:
     write_shards(tmp_path, shards=1, each=3)
     (tmp_path / "zzz.tar").write_bytes(content)
     items = list(web_pairs([str(tmp_path / "*.tar")]).in_order())
     assert answers(items[3:]) == ["error: damaged shard"]
-    assert "zzz.tar: the tar file is damaged or cut short" in str(items[3])
+    assert "zzz.tar: the tar file is damaged or cut" in str(items[3])
 
 
 def test_an_empty_tar_is_counted(tmp_path: Path) -> None:
@@ -146,7 +150,7 @@ def test_a_duplicate_member_is_counted(tmp_path: Path) -> None:
 def test_an_epoch_without_a_good_sample_ends(tmp_path: Path, readers: int) -> None:
     file = write_shard(tmp_path / "a.tar", [{"__key__": str(n), "jpg": b"x"} for n in range(3)])
     stream = web_pairs([str(file)]).stream(1, 0, readers)
-    with pytest.raises(DataError, match=r"web: a whole epoch of reader 0 of . has not one usable sample \(caption: 3"):
+    with pytest.raises(DataError, match=r"web: reader 0 of . found no usable sample in a whole epoch \(caption: 3"):
         list(islice(stream, 1000))
 
 
