@@ -1,1 +1,1 @@
-"""One class per job, found through the registry and run by `python -m minigpt4` or a script."""
+"""One class per job: training and evaluation, selected by `run.runner`, and captioning of a folder."""

@@ -17,73 +17,74 @@ from minigpt4.assets import resolve
 from minigpt4.chat.engine import Engine, Prompt
 from minigpt4.checkpoints.assemble import LoadedModel, check_files, load_configured
 from minigpt4.config import Config
+from minigpt4.config.sections import EvaluationConfig
 from minigpt4.conversation.dialogue import Dialogue, Turn
-from minigpt4.datasets.easy_vqa import facts_of, kind_of, questions
-from minigpt4.evaluation.section import EvaluationSection
-from minigpt4.evaluation.vqa import Asked, VqaScore, draw, score, with_other_images
+from minigpt4.datasets.easy_vqa import Question, facts_of, questions
+from minigpt4.evaluation.vqa import VqaQuestion, VqaScore, draw, score, with_other_images
 
 _log = logging.getLogger(__name__)
 SPLIT: Literal["test"] = "test"
 
 
 class EvaluateRunner:
-    """Asks every question alone, greedily, and compares answers by exact match."""
+    """Asks every question in its own dialogue, decodes greedily, and compares answers by exact match."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.settings: EvaluationSection = config.evaluation
+        self.settings: EvaluationConfig = config.evaluation
 
     @classmethod
     def from_config(cls, config: Config) -> EvaluateRunner:
         """Build the runner of a config."""
-        config.require("model", "evaluation")
         check_files(config, "model", "evaluation")
         return cls(config)
 
     def run(self) -> VqaScore:
-        """Load the model, ask, and report."""
+        """Load the model and evaluate it."""
         return self.evaluate(load_configured(self.config, self.settings.device))
 
     def evaluate(self, loaded: LoadedModel) -> VqaScore:
-        """Ask a loaded model; the result goes to the log, and to `evaluation.output` if that is set."""
+        """Evaluate a loaded model; the result is logged, and written to `evaluation.output` if that is set."""
         asked = self._asked()
         started = time.monotonic()
         engine = Engine(loaded)
         decoding = replace(self.config.chat, max_new_tokens=self.settings.max_new_tokens, temperature=0.0)
         answers: list[str] = []
         size = self.settings.batch_size
-        for start in tqdm(range(0, len(asked), size), desc="asking", unit="batch"):
+        for start in tqdm(range(0, len(asked), size), desc="evaluating", unit="batch"):
             answers += engine.answer(_prompts(engine, asked[start : start + size]), decoding)
         result = score(asked, answers)
         what = "images of other questions" if self.settings.shuffle_images else "their own images"
         seconds = time.monotonic() - started
-        _log.info("%d questions about %s: %.1f %% right, %.0f s", len(asked), what, 100 * result.overall.value, seconds)
+        _log.info(
+            "%d questions about %s: %.1f %% correct, %.0f s", len(asked), what, 100 * result.overall.value, seconds
+        )
         if self.settings.output:
             self._write(Path(self.settings.output), asked, result)
         return result
 
-    def _asked(self) -> list[Asked]:
-        """Return the fixed sample of questions, with other images if this is the control."""
+    def _asked(self) -> list[VqaQuestion]:
+        """Return the fixed sample of questions, with other images if `shuffle_images` is set."""
         folder = resolve(self.settings.path)
-        every = questions(folder, SPLIT)
-        images = {q.image_id: folder / SPLIT / "images" / f"{q.image_id}.png" for q in every}
-        asked = [Asked(q.text, q.answer, kind_of(q.text, q.answer), images[q.image_id]) for q in every]
-        asked = draw(asked, self.settings.samples, self.settings.seed)
+        by_image: dict[Path, list[Question]] = defaultdict(list)
+        every = []
+        for q in questions(folder, SPLIT):
+            image = folder / SPLIT / "images" / f"{q.image_id}.png"
+            by_image[image].append(q)
+            every.append(VqaQuestion(q.text, q.answer, q.kind, image))
+        asked = draw(every, self.settings.samples, self.settings.seed)
         if not self.settings.shuffle_images:
             return asked
-        by_image = defaultdict(list)
-        for q in every:
-            by_image[images[q.image_id]].append(q)
         facts = {image: facts_of(group) for image, group in by_image.items()}
         return with_other_images(asked, facts, self.settings.seed)
 
-    def _write(self, file: Path, asked: list[Asked], result: VqaScore) -> None:
+    def _write(self, file: Path, asked: list[VqaQuestion], result: VqaScore) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         low, high = result.overall.interval
         head = {
             "accuracy": result.overall.value,
             "interval95": [low, high],
-            "questions": result.overall.asked,
+            "questions": result.overall.total,
             "shuffled_images": self.settings.shuffle_images,
             "by_kind": {kind: rate.value for kind, rate in sorted(result.by_kind.items())},
         }
@@ -94,8 +95,8 @@ class EvaluateRunner:
         file.write_text("".join(json.dumps(row) + "\n" for row in (head, *rows)), encoding="utf-8")
 
 
-def _prompts(engine: Engine, questions: Sequence[Asked]) -> list[Prompt]:
-    """Return the prompts of a batch; an image asked about several times is encoded once."""
+def _prompts(engine: Engine, questions: Sequence[VqaQuestion]) -> list[Prompt]:
+    """Return the prompts of a batch; an image of several questions is encoded once."""
     images = list(dict.fromkeys(question.image for question in questions))
     features = engine.query_features(images)
     of = {} if features is None else {image: features[n : n + 1] for n, image in enumerate(images)}

@@ -12,8 +12,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from minigpt4.config.sections import TrackingSection
-from minigpt4.errors import MissingDependencyError
+from minigpt4.checkpoints.store import write_whole
+from minigpt4.config.sections import TrackingConfig
+from minigpt4.errors import ConfigError, MissingDependencyError, TrainingError
 
 _log = logging.getLogger(__name__)
 
@@ -21,11 +22,12 @@ FILE = "metrics.jsonl"
 WANDB_ID = "wandb_id"
 
 
-def wanted_trackers(tracking: TrackingSection) -> list[str]:
+def wanted_trackers(tracking: TrackingConfig) -> list[str]:
     """Return accelerate's names of the trackers asked for.
 
     Raises:
         MissingDependencyError: a tracker's package is not installed; accelerate would drop it in silence.
+        ConfigError: there is no login for wandb.
     """
     extras = {"wandb": "", "tensorboard": "tensorboard"}
     names = [name for name in extras if getattr(tracking, name)]
@@ -33,7 +35,22 @@ def wanted_trackers(tracking: TrackingSection) -> list[str]:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:  # a mere folder of that name, as `wandb` leaves behind, has no origin
             raise MissingDependencyError(name, f"tracking.{name}", extras[name])
+    if tracking.wandb:
+        _check_wandb_login()
     return names
+
+
+def _check_wandb_login() -> None:
+    """Raise ConfigError if wandb would ask for a login, which it does only after the model is loaded."""
+    import wandb
+
+    settings = wandb.setup().settings
+    if settings.mode in ("offline", "disabled", "dryrun") or wandb.api.api_key:
+        return
+    wandb.teardown()  # it reads the environment once; the next try must read it again
+    raise ConfigError(
+        "tracking.wandb: there is no login: run `wandb login`, or set the variable WANDB_API_KEY, or WANDB_MODE=offline"
+    )
 
 
 class MetricsLog:
@@ -43,8 +60,8 @@ class MetricsLog:
         self.accelerator = accelerator
         self.file = folder / FILE
 
-    def start(self, tracking: TrackingSection, run_name: str, config: dict[str, Any], step: int) -> None:
-        """Open the trackers for a run that goes on after `step`."""
+    def start(self, tracking: TrackingConfig, run_name: str, config: dict[str, Any], step: int) -> None:
+        """Open the trackers for a run that continues after `step`."""
         if not self.accelerator.log_with:
             return
         init: dict[str, Any] = {}
@@ -52,7 +69,10 @@ class MetricsLog:
             name = tracking.run_name or run_name
             init["wandb"] = {"name": name, "dir": str(self.file.parent), "id": self._wandb_id(step), "resume": "allow"}
         flat = {key: value for key, value in _flat(config) if isinstance(value, (int, float, str, bool))}
-        self.accelerator.init_trackers(tracking.project, config=flat, init_kwargs=init)
+        try:
+            self.accelerator.init_trackers(tracking.project, config=flat, init_kwargs=init)
+        except Exception as error:  # each tracker has its own kinds: no network, no permission, a full disk
+            raise TrainingError(f"tracking: a tracker cannot be started: {error}") from error
 
     def _wandb_id(self, step: int) -> str:
         """Return the id of the run at wandb, kept in the run folder, so that a resumed run is the same one there.
@@ -70,8 +90,11 @@ class MetricsLog:
         """Write the numbers of a step; what is not finite is null in the file, since JSON has no word for it."""
         if self.accelerator.is_main_process:
             plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-            with self.file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps({"step": step, **plain}) + "\n")
+            try:
+                with self.file.open("a", encoding="utf-8") as out:
+                    out.write(json.dumps({"step": step, **plain}) + "\n")
+            except OSError as error:
+                raise TrainingError(f"step {step}: {self.file} cannot be written: {error.strerror}") from error
         numbers = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         if self.accelerator.log_with:
             self.accelerator.log(numbers, step=step)
@@ -84,9 +107,7 @@ class MetricsLog:
         kept = [line for line in lines if _step_of(line) <= step]
         if len(kept) < len(lines):
             _log.info("%s: dropped %d lines after step %d", self.file, len(lines) - len(kept), step)
-        partial = self.file.with_suffix(".partial")
-        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        partial.replace(self.file)
+        write_whole(self.file, "".join(f"{line}\n" for line in kept))
 
 
 def _step_of(line: str) -> float:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 
-from minigpt4.config.sections import RunSection
+from minigpt4.config.sections import RunConfig
 
 
-def learning_rate(step: int, run: RunSection, compat: str = "ours") -> float:
+def learning_rate(step: int, run: RunConfig, compat: str = "ours") -> float:
     """Return the learning rate of optimiser step `step`, counted from 0.
 
-    Ours rises from `warmup_start_learning_rate` at step 0 to `learning_rate` at step `warmup_steps`, and falls on a
-    cosine to `min_learning_rate` at the last step, without a jump.
+    It rises from `warmup_start_learning_rate` at step 0 to `learning_rate` at step `warmup_steps`, then falls on
+    a cosine to `min_learning_rate` at the last step, without a jump.
 
-    Original (`compat: published`): the cosine runs over all steps, so the rate drops where the warm-up hands over, and
-    the warm-up counts steps within an epoch, so it restarts where it is longer than one (`optims.py`).
+    Original (`compat: published`): the cosine runs over all steps, so the rate drops at the end of the warm-up, and the
+    warm-up counts steps within an epoch, so it restarts where it is longer than one (`optims.py`).
     """
     low, peak, floor = run.warmup_start_learning_rate, run.learning_rate, run.min_learning_rate
     if compat == "published":

@@ -1,4 +1,4 @@
-"""What a run saves and takes up again: trained tensors, optimiser, counters, random numbers, data positions.
+"""What a run saves and restores: trained tensors, optimiser, counters, random numbers, data positions.
 
 Input: the parts of a run. Output: a checkpoint folder that can be used, and resumed from as if the run had never
 stopped.
@@ -7,10 +7,12 @@ stopped.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+import random
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
@@ -20,33 +22,18 @@ from minigpt4.checkpoints.assemble import load_trained
 from minigpt4.checkpoints.manifest import FORMAT, Manifest, PartIdentity
 from minigpt4.checkpoints.start import Start
 from minigpt4.checkpoints.store import CONFIG, CheckpointStore, read_state
-from minigpt4.config import Config, differences, load_config
-from minigpt4.errors import CheckpointError
+from minigpt4.config import Config, differences, load_saved_config
+from minigpt4.errors import CheckpointError, TrainingError
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.runners.launch import gather_objects, random_state, restore_random_state
-from minigpt4.runners.progress import Progress, Window
+from minigpt4.runners.distributed import gather_objects
+from minigpt4.runners.state import Interval, Progress, TrainingState
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass
-class RunState:
-    """How far a run is, on this rank.
-
-    Attributes:
-        progress: counters over all ranks.
-        window: sums since the last line of metrics.
-        positions: items that each reader of this rank has consumed.
-    """
-
-    progress: Progress = field(default_factory=Progress)
-    window: Window = field(default_factory=Window)
-    positions: dict[int, int] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
-class Origin:
-    """What the checkpoints of a run come from; see `Manifest`."""
+class Provenance:
+    """What the checkpoints of a run come from; see the attributes of `Manifest`."""
 
     parts: dict[str, PartIdentity]
     stage: int
@@ -63,7 +50,7 @@ class Snapshots:
         accelerator: the run's.
         model: not wrapped.
         optimizer: as accelerate prepared it.
-        origin: frozen parts, stage and data.
+        provenance: frozen parts, stage and data.
     """
 
     config: Config
@@ -71,14 +58,23 @@ class Snapshots:
     accelerator: Accelerator
     model: MiniGPT4
     optimizer: AcceleratedOptimizer
-    origin: Origin
+    provenance: Provenance
 
-    def save(self, state: RunState) -> None:
-        """Write a checkpoint; every rank takes part.
+    def save(self, state: TrainingState) -> None:
+        """Write a checkpoint; every rank must call this.
 
         Raises:
-            CheckpointError: the disk refuses.
+            CheckpointError: it cannot be written.
+            TrainingError: a trained tensor has values that are not finite.
         """
+        tensors = self.model.trained_state()
+        broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+        if broken:
+            kept = self.store.latest()
+            raise TrainingError(
+                f"step {state.progress.step}: {', '.join(broken[:5])} has values that are not finite and is not saved; "
+                f"the last checkpoint is {kept.name if kept else 'missing'}. Lower run.learning_rate"
+            )
         positions = {k: v for part in gather_objects(self.accelerator, state.positions) for k, v in part.items()}
         random_states = gather_objects(self.accelerator, random_state())
         if self.accelerator.is_main_process:
@@ -86,15 +82,16 @@ class Snapshots:
             values = {
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
-                "progress": state.progress.state(),
-                "window": state.window.state(),
+                "progress": state.progress.to_dict(),
+                "window": asdict(state.interval),
                 "positions": positions,
                 "random_states": random_states,
                 "readers": self._readers(),
+                "sorted_sources": True,
             }
             path = self.store.save(
                 state.progress.step,
-                self.model.trained_state(),
+                tensors,
                 self._manifest(state.progress),
                 self.config.to_yaml(),
                 values,
@@ -102,32 +99,39 @@ class Snapshots:
             _log.info("saved %s", path)
         self.accelerator.wait_for_everyone()
 
-    def restore(self, folder: Path) -> RunState:
-        """Take up the state of a checkpoint of this run.
+    def restore(self, folder: Path, state: TrainingState) -> None:
+        """Restore a checkpoint of this run: model, optimiser, random numbers, and `state`.
 
         Raises:
             CheckpointError: it does not fit this run.
         """
         start, values = Start.at(folder), read_state(folder)
         self._check(folder, values)
-        if start.manifest.data and start.manifest.data != self.origin.data:
-            _log.warning("%s: the training data has changed since; the run goes on with the new data", folder)
+        if start.manifest.data and start.manifest.data != self.provenance.data:
+            _log.warning("%s: the training data has changed since; the run continues with the new data", folder)
+        names = list(load_saved_config(folder / CONFIG).datasets.train)
+        if "sorted_sources" not in values and names != sorted(names):
+            _log.warning(
+                "%s: was written when data sets were mixed in the order of the YAML; now they are sorted by name, so "
+                "the order of the samples changes from here on",
+                folder,
+            )
         load_trained(self.model, start)
         settings = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
         self.optimizer.load_state_dict(values["optimizer"])
-        for group, wanted in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(wanted)  # the moments go on; rates, decays and epsilon are those of this config
+        for group, values_now in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(values_now)  # only the moments are restored; rates, decays and epsilon are this config's
         if self.accelerator.scaler is not None and values["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(values["scaler"])
         restore_random_state(values["random_states"][self.accelerator.process_index])
         _log.info("resumed from %s", folder)
-        progress = Progress.from_state(values["progress"])
         rank, workers = self.accelerator.process_index, max(1, self.config.run.num_workers)
-        own = {reader: position for reader, position in values["positions"].items() if reader // workers == rank}
-        return RunState(progress, Window(**values["window"]), own)
+        state.progress = Progress.from_dict(values["progress"])
+        state.interval = Interval(**values["window"])
+        state.positions = {reader: at for reader, at in values["positions"].items() if reader // workers == rank}
 
     def _check(self, folder: Path, values: dict[str, Any]) -> None:
-        """Refuse what would not go on as if the run had never stopped."""
+        """Refuse a checkpoint from which the run would not continue as if it had never stopped."""
         theirs, ours = values["readers"], self._readers()
         if theirs != ours:
             raise CheckpointError(
@@ -135,13 +139,13 @@ class Snapshots:
                 f"with {ours[1]}; the order of the data would change. Resume with the same numbers, or start a new "
                 "run with model.init_from"
             )
-        theirs_config = load_config(folder / CONFIG)
+        theirs_config = load_saved_config(folder / CONFIG)
         changed = differences(theirs_config, self.config, "model", "processors", "conversation", "datasets", "compat")
         if theirs_config.run.seed != self.config.run.seed:
             changed.append("run.seed")
         if changed:
             raise CheckpointError(
-                f"{folder}: the config has changed since ({', '.join(changed)}), and the run would not be one run. "
+                f"{folder}: the config has changed since ({', '.join(changed)}). "
                 "Resume with the same settings, or start a new run with model.init_from and another run.output_dir"
             )
 
@@ -149,7 +153,7 @@ class Snapshots:
         return [self.accelerator.num_processes, self.config.run.num_workers]
 
     def _manifest(self, progress: Progress) -> Manifest:
-        used = {name: self.config.values.get(name) for name in ("model", "datasets")}  # not what only evaluation reads
+        used = {name: self.config.values.get(name) for name in ("model", "datasets")}  # evaluation's are not trained on
         return Manifest(
             format=FORMAT,
             version=__version__,
@@ -157,10 +161,26 @@ class Snapshots:
             total_steps=self.config.run.total_steps,
             template=self.config.conversation.template,
             trained={name: list(tensor.shape) for name, tensor in self.model.trained_state().items()},
-            parts=self.origin.parts,
+            parts=self.provenance.parts,
             samples=progress.samples,
             tokens=progress.tokens,
             notes=[f"{n}: {ASSETS[n].about} ({ASSETS[n].licence})" for n in mentioned(used)],
-            stage=self.origin.stage,
-            data=self.origin.data,
+            stage=self.provenance.stage,
+            data=self.provenance.data,
         )
+
+
+def random_state() -> dict[str, Any]:
+    """Return this process's random state as plain values and tensors."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    if torch.accelerator.is_available():
+        state["accelerator"] = torch.get_device_module().get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Restore what `random_state` returned."""
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    if "accelerator" in state and torch.accelerator.is_available():
+        torch.get_device_module().set_rng_state(state["accelerator"])

@@ -9,62 +9,45 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import nullcontext
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from accelerate.utils import tqdm
-from torch import Tensor
 
 from minigpt4.batch import Batch
-from minigpt4.checkpoints.assemble import LoadedModel, assemble
-from minigpt4.checkpoints.manifest import identify, stage_after
-from minigpt4.checkpoints.store import CheckpointStore
+from minigpt4.checkpoints.assemble import LoadedModel
 from minigpt4.config import Config
-from minigpt4.config.sections import RunSection
-from minigpt4.datasets.source import data_hash
-from minigpt4.errors import ConfigError, TrainingError
-from minigpt4.runners.launch import build_accelerator, gather_objects, log_file, make_folder, recompute_activations
-from minigpt4.runners.metrics import MetricsLog, wanted_trackers
-from minigpt4.runners.prepare import (
-    build_sources,
-    calibrate,
-    check_run,
-    parameter_groups,
-    training_batches,
-    validation_batches,
+from minigpt4.errors import RunStoppedError, TrainingError
+from minigpt4.models.language_model import LanguageModel
+from minigpt4.runners.distributed import (
+    build_accelerator,
+    gather_objects,
+    on_main_process,
+    ranks_end_together,
+    sum_over_ranks,
 )
-from minigpt4.runners.progress import Progress, Window, accumulation_steps, start_block, warn_of_guess
+from minigpt4.runners.folder import log_file, own_folder
+from minigpt4.runners.metrics import wanted_trackers
+from minigpt4.runners.run import Run, build_run, check_run, expects_images, find_resume_point, set_training_mode
 from minigpt4.runners.schedule import learning_rate
-from minigpt4.runners.sharding import is_sharded, shard_language_model, wrap_sharded
-from minigpt4.runners.snapshot import Origin, RunState, Snapshots
-from minigpt4.runners.validation import Validation, validate
+from minigpt4.runners.state import Interval, Progress, TrainingState
+from minigpt4.runners.validation import validation_losses
 
 _log = logging.getLogger(__name__)
 
 
 class TrainRunner:
-    """Trains the declared parts of a model."""
+    """Trains the parts of a model that `model.trainable` names."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.run_section: RunSection = config.run
-        self.folder = Path(self.run_section.output_dir)
-        self.store = CheckpointStore(self.folder / "checkpoints", self.run_section.keep_last)
-        self.state = RunState()
-        self._skipped: Counter[str] = Counter()
-
-    @property
-    def progress(self) -> Progress:
-        """Counters of the run."""
-        return self.state.progress
 
     @classmethod
     def from_config(cls, config: Config) -> TrainRunner:
-        """Build the runner of a config, after checking all that can be checked without loading anything.
+        """Build the runner of a config, after checking everything that can be checked without loading anything.
 
         Raises:
             ConfigError: sections, values or files are missing.
@@ -73,226 +56,240 @@ class TrainRunner:
         return cls(config)
 
     def run(self) -> LoadedModel:
-        """Train to the last step, and return the trained model; all ranks must use a spread one together.
+        """Train to the last step, and return the trained model; if it is sharded, all ranks must call it together.
 
         Raises:
-            MiniGPT4Error: anything that a user can mend.
+            MiniGPT4Error: what is wrong, and what to do.
         """
-        resumed = self._resume_point()
-        self._start()
-        with log_file(self.folder / "log.txt") if self.accelerator.is_main_process else nullcontext():
-            self._set_up(resumed)
-            self._train()
-            self._finish()
-        return self.loaded
+        folder, progress = Path(self.config.run.output_dir), Progress()
+        accelerator = build_accelerator(self.config.run, wanted_trackers(self.config.tracking), folder)
+        with ExitStack() as stack:
 
-    def _train(self) -> None:
-        """All steps that are left."""
-        run = self.run_section
-        batches = iter(self.loader)
-        self.state.window.started = time.monotonic()  # loading is no part of a step
-        with tqdm(initial=self.progress.step, total=run.total_steps, desc=self.folder.name, unit="step") as bar:
-            while self.progress.step < run.total_steps:
-                self._step(batches)
-                bar.update()
-                if self._due(run.log_every_steps) or self.progress.step == 1:
-                    bar.set_postfix(loss=f"{self._log_step():.4f}")
-                if self._due(run.validate_every_steps):
-                    self._validate()
-                if self._due(run.save_every_steps):
-                    self._save()
+            def open_folder() -> Path | None:
+                stack.enter_context(own_folder(folder))
+                stack.enter_context(log_file(folder))
+                return find_resume_point(self.config)
 
-    def _start(self) -> None:
-        """Processes, devices, and the run folder."""
-        run = self.run_section
-        self.accelerator = build_accelerator(run, wanted_trackers(self.config.tracking), self.folder)
-        self.accumulation = accumulation_steps(run, self.accelerator.num_processes)
-        if self.accelerator.is_main_process:
-            make_folder(self.folder)
+            checkpoint = on_main_process(accelerator, open_folder)
+            stack.enter_context(_one_message(folder))
+            stack.enter_context(ranks_end_together(accelerator, lambda: progress.step + 1))
+            run = build_run(self.config, accelerator, checkpoint)
+            progress = run.state.progress
+            stack.callback(run.batches.close)
+            train(run)
+            # Without this barrier, a process that ends while another still communicates is aborted after success.
+            accelerator.wait_for_everyone()
+            accelerator.end_training()
+        run.model.eval()
+        return run.loaded
 
-    def _set_up(self, resumed: Path | None) -> None:
-        """Parts, data, optimiser, and where a resumed run left off."""
-        run = self.run_section
-        sources = build_sources(self.config.datasets.train)
-        controls = build_sources(self.config.datasets.validation)
-        self.loaded = assemble(self.config)
-        self.model = self.loaded.model
-        identities = identify(self.model, self.model.learnt_names())
-        sharded = is_sharded(run, self.accelerator)
-        if sharded:
-            shard_language_model(self.model, self.accelerator)
-        self.model.to(self.accelerator.device)
-        if resumed is None and self.loaded.manifest is None:
-            calibrate(self.loaded, sources)
-        self._training_mode()
-        groups = parameter_groups(self.model, run.weight_decay)
-        self.parameters = [parameter for group in groups for parameter in group["params"]]
-        optimizer = torch.optim.AdamW(groups, betas=run.adam_betas, eps=run.adam_eps)
-        wrapped = wrap_sharded(self.model, self.accelerator) if sharded else self.accelerator.prepare(self.model)
-        self.wrapped, self.optimizer = wrapped, self.accelerator.prepare(optimizer)
-        self.metrics = MetricsLog(self.accelerator, self.folder)
-        origin = Origin(identities, stage_after(self.loaded.manifest), data_hash(sources))
-        self.snapshots = Snapshots(self.config, self.store, self.accelerator, self.model, self.optimizer, origin)
-        if resumed is not None:
-            self.state = self.snapshots.restore(resumed)
-        if self.accelerator.is_main_process:
-            (self.folder / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
-        self.metrics.forget_after(self.progress.step)
-        self.loader = training_batches(run, self.loaded, sources, self.accelerator, self.state)
-        self.validation = validation_batches(run, self.loaded, controls)
-        self.metrics.start(self.config.tracking, self.folder.name, self.config.values, self.progress.step)
-        if self.accelerator.is_main_process:
-            if run.warmup_steps > run.total_steps:
-                _log.warning("run.warmup_steps %d is longer than the run of %d", run.warmup_steps, run.total_steps)
-            if not controls:
-                _log.warning("datasets.validation is empty: nothing will tell whether the model looks at its images")
-            precision = self.accelerator.mixed_precision
-            _log.info("%s", start_block(self.model, run, self.accelerator.num_processes, self.accumulation, precision))
 
-    def _resume_point(self) -> Path | None:
-        """Return the checkpoint to go on from, None to start anew.
+def train(run: Run) -> None:
+    """Take all remaining steps of a run.
 
-        Raises:
-            ConfigError: the run folder holds a run already and `run.resume` is off.
-        """
-        latest = self.store.latest()
-        if latest is not None and not self.run_section.resume:
-            raise ConfigError(
-                f"run.output_dir: {self.folder} already holds a run, up to {latest.name}: pass --options "
-                "run.resume=true to go on with it, or run.output_dir=FOLDER for another place"
-            )
-        return latest
+    Raises:
+        RunStoppedError: a signal stopped it, and it is saved.
+        MiniGPT4Error: what else ended it.
+    """
+    try:
+        with run.state.stop.watch():
+            _train(run)
+    finally:
+        _share_counts_of_this_rank(run.state)
+        _log.info("%s", run.state.progress.summary())
 
-    def _step(self, batches: Iterator[Batch]) -> None:
-        """One optimiser step over `accumulation` batches per rank."""
-        group = [next(batches) for _ in range(self.accumulation)]
-        self._count(group)
-        tokens = self._total(torch.tensor([float(sum(b.num_supervised for b in group))]))[0]
-        loss_sum = torch.zeros(1)
-        for n, batch in enumerate(group):
-            last = n == len(group) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                with self.accelerator.autocast():
-                    loss = self.wrapped(batch.to(self.accelerator.device))
-                # DDP averages gradients over ranks, hence the factor.
-                self.accelerator.backward(loss * (self.accelerator.num_processes / tokens))
-            loss_sum += loss.detach().float().cpu()
-        loss_total = self._total(loss_sum)[0]
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.run_section.max_grad_norm or math.inf)
-        rate = learning_rate(self.progress.step, self.run_section, self.config.compat)
-        self.progress.step += 1
-        if math.isfinite(loss_total) and math.isfinite(float(norm)):
-            for parameter_group in self.optimizer.param_groups:
-                parameter_group["lr"] = rate
-            self.optimizer.step()
-            self.state.window.nonfinite_in_a_row = 0
-        else:
-            self._leave_out(group, loss_total, float(norm))
-        self.optimizer.zero_grad()
-        self.progress.tokens += int(tokens)
-        self.state.window.add(loss_total, tokens, float(norm), rate)
-        if self.progress.step == 1 and self.accelerator.is_main_process:
-            warn_of_guess(loss_total / tokens, self.model.language_model)
 
-    def _count(self, group: list[Batch]) -> None:
-        """Note what this rank's batches tell of samples, skips and reader positions."""
-        self.progress.samples += self.run_section.global_batch_size
-        self.progress.batches += len(group)
-        for batch in group:
-            self._skipped.update(batch.skipped)
-            self.state.positions[batch.reader] = batch.position
+def _train(run: Run) -> None:
+    settings, progress, stop = run.config.run, run.state.progress, run.state.stop
 
-    def _share_skips(self) -> None:
-        """Add up the skips of all ranks, and stop if there are too many."""
-        for counts in gather_objects(self.accelerator, dict(self._skipped)):
-            self.progress.skipped.update(counts)
-        self._skipped.clear()
-        self.progress.check_skips(self.run_section.max_skipped_fraction)
+    def is_due(every: int) -> bool:
+        return progress.step == settings.total_steps or (every > 0 and progress.step % every == 0)
 
-    def _leave_out(self, group: list[Batch], loss: float, norm: float) -> None:
-        """Note a step whose loss or gradient is not finite; too many in a row end the run."""
-        window, scaler = self.state.window, self.accelerator.scaler
-        self.progress.nonfinite_steps += 1
-        ids = gather_objects(self.accelerator, [i for batch in group for i in batch.ids])
-        if self.accelerator.is_main_process:
-            shown = ", ".join(i for part in ids for i in part)
-            _log.warning(
-                "step %d left out: loss %g, gradient norm %g; samples: %s", self.progress.step, loss, norm, shown
-            )
-        scale = 0.0
-        if scaler is not None:  # fp16: it must learn of the overflow to lower its scale, which takes a few steps
-            scale = scaler.get_scale()
-            scaler.update()
+    run.state.speed.restart()  # loading does not belong to the first step
+    with tqdm(
+        initial=progress.step, total=settings.total_steps, desc=Path(settings.output_dir).name, unit="step"
+    ) as bar:
+        while progress.step < settings.total_steps:
+            step(run, next(run.batches))
+            bar.update()
+            if is_due(settings.log_every_steps) or progress.step == 1:
+                bar.set_postfix(loss=f"{log(run):.4f}")
+            stops = stop.agreed and progress.step < settings.total_steps
+            if stops:  # saved before a validation, for which there may be no time
+                save(run)
+            if is_due(settings.validate_every_steps):
+                validate(run)
+            if stops:
+                raise RunStoppedError(
+                    f"stopped by {signal.Signals(stop.agreed).name} after step {progress.step} of "
+                    f"{settings.total_steps}, which is saved in {settings.output_dir}. To continue, start the same "
+                    "command with --options run.resume=true",
+                    stop.agreed,
+                )
+            if is_due(settings.save_every_steps):
+                save(run)
+
+
+def step(run: Run, batches: Sequence[Batch]) -> None:
+    """Take one optimiser step over this rank's batches.
+
+    The host waits for the device once, after everything is launched and the next step's batches are read.
+    """
+    settings, state, accelerator = run.config.run, run.state, run.accelerator
+    state.count(batches, settings.global_batch_size)
+    positions = sum(batch.input_ids.numel() for batch in batches)
+    images = sum(int(batch.images_per_row.sum()) for batch in batches)
+    counts = sum_over_ranks(accelerator, sum(batch.num_supervised for batch in batches), positions, images)
+    loss_sum = torch.zeros((), device=accelerator.device)
+    for number, batch in enumerate(batches, start=1):
+        is_last = number == len(batches)
+        with state.speed.measure(batch), nullcontext() if is_last else accelerator.no_sync(run.wrapped):
+            with accelerator.autocast():
+                loss = run.wrapped(batch.to(accelerator.device))
+            # Divided by the tokens of all ranks; DDP averages gradients over the ranks, hence the factor.
+            accelerator.backward(loss * (accelerator.num_processes / counts[0]))
+        loss_sum += loss.detach()
+    norm = accelerator.clip_grad_norm_(run.parameters, settings.max_grad_norm or math.inf)
+    sums = sum_over_ranks(accelerator, loss_sum, state.stop.code)
+    results = torch.cat([sums, counts, norm.reshape(1)])
+    if state.progress.step + 1 < settings.total_steps:
+        run.batches.read_ahead()
+    total_loss, signals, tokens, all_positions, all_images, grad_norm = results.tolist()  # waits for the device
+    state.stop.agree(signals)
+
+    rate = learning_rate(state.progress.step, settings, run.config.compat)
+    state.progress.step += 1
+    if math.isfinite(total_loss) and math.isfinite(grad_norm):
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        run.optimizer.step()
+        state.interval.nonfinite_in_a_row = 0
+    else:
+        skip_step(run, batches, total_loss, grad_norm)
+    run.optimizer.zero_grad()
+    state.progress.tokens += int(tokens)
+    state.progress.images += int(all_images)
+    state.progress.has_gradient |= grad_norm != 0
+    state.speed.positions += int(all_positions)
+    state.interval.add(total_loss, tokens, grad_norm, rate)
+    if state.progress.step == 1 and accelerator.is_main_process:
+        _warn_of_guessing(state.interval.mean_loss, run.model.language_model)
+    state.progress.check_learning(settings.total_steps, expects_images=expects_images(run.config))
+
+
+def skip_step(run: Run, batches: Sequence[Batch], loss: float, norm: float) -> None:
+    """Note a step whose loss or gradient is not finite.
+
+    Raises:
+        TrainingError: `run.max_nonfinite_steps` of them in a row.
+    """
+    progress, interval, scaler = run.state.progress, run.state.interval, run.accelerator.scaler
+    progress.nonfinite_steps += 1
+    ids = gather_objects(run.accelerator, [sample for batch in batches for sample in batch.ids])
+    if run.accelerator.is_main_process:
+        names = ", ".join(sample for of_rank in ids for sample in of_rank)
+        _log.warning("step %d skipped: loss %g, gradient norm %g; samples: %s", progress.step, loss, norm, names)
+    if scaler is not None:  # fp16: an overflow lowers its scale, which can take a few steps and is no fault of the run
+        scale = scaler.get_scale()
+        scaler.update()
         if math.isfinite(loss) and scale > 1:
             return
-        window.nonfinite_in_a_row += 1
-        if window.nonfinite_in_a_row >= self.run_section.max_nonfinite_steps:
-            raise TrainingError(
-                f"{window.nonfinite_in_a_row} steps in a row had a loss or gradient that is not finite, up to step "
-                f"{self.progress.step}; the log names their samples. Lower run.learning_rate, or use bf16 or fp32"
-            )
-
-    def _log_step(self) -> float:
-        """Write the numbers since the last line, and return the mean loss."""
-        self._share_skips()
-        window = self.state.window
-        self.state.window = Window(nonfinite_in_a_row=window.nonfinite_in_a_row)
-        values = {
-            "loss": window.mean_loss,
-            "lr": window.rate,
-            "grad_norm": window.norm,
-            "samples": self.progress.samples,
-            "tokens": self.progress.tokens,
-            "seconds": round(time.monotonic() - window.started, 3),
-            "nonfinite_steps": self.progress.nonfinite_steps,
-            **{f"skipped/{cause}": count for cause, count in self.progress.skipped.items()},
-        }
-        self.metrics.write(self.progress.step, values)
-        return window.mean_loss
-
-    def _validate(self) -> Validation | None:
-        """Take the validation losses, log them, and say so if the model ignores its images."""
-        if not self.validation:
-            return None
-        result = validate(self.model, self.validation, self.accelerator)
-        self._training_mode()
-        self.metrics.write(
-            self.progress.step,
-            {"validation_loss": result.loss, "validation_loss_shuffled_images": result.shuffled_loss},
+    interval.nonfinite_in_a_row += 1
+    if interval.nonfinite_in_a_row >= run.config.run.max_nonfinite_steps:
+        raise TrainingError(
+            f"{interval.nonfinite_in_a_row} steps in a row had a loss or gradient that is not finite, up to step "
+            f"{progress.step}; the log names their samples. Lower run.learning_rate, or use bf16 or fp32"
         )
-        if self.accelerator.is_main_process:
-            _log.info(
-                "step %d: validation loss %.4f, with the images of other samples %.4f",
-                self.progress.step,
-                result.loss,
-                result.shuffled_loss,
-            )
-            if result.ignores_images:
-                _log.warning("the model ignores its images: with the images of other samples its loss is no worse")
-        return result
 
-    def _save(self) -> None:
-        """Write a checkpoint; every rank takes part."""
-        self._share_skips()
-        self.snapshots.save(self.state)
 
-    def _finish(self) -> None:
-        # Without this barrier, ending while another rank still talks aborts the process after success.
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
-        self.model.eval()
+def log(run: Run) -> float:
+    """Write the numbers since the last line of metrics, and return the mean loss."""
+    _share_counts(run)
+    progress, interval = run.state.progress, run.state.interval
+    values = {
+        "loss": interval.mean_loss,
+        "lr": interval.rate,
+        "grad_norm": interval.norm,
+        "samples": progress.samples,
+        "tokens": progress.tokens,
+        **run.state.speed.metrics(),
+        "nonfinite_steps": progress.nonfinite_steps,
+        **{f"skipped/{cause}": count for cause, count in progress.skipped.items()},
+        **{f"altered/{cause}": count for cause, count in progress.altered.items()},
+    }
+    run.metrics.write(progress.step, values)
+    run.state.interval = Interval(nonfinite_in_a_row=interval.nonfinite_in_a_row)
+    run.state.speed.restart()
+    return interval.mean_loss
 
-    def _training_mode(self) -> None:
-        self.model.train()
-        if self.run_section.gradient_checkpointing:
-            recompute_activations(self.model.language_model.model)
 
-    def _due(self, every: int) -> bool:
-        """Whether what is done every so many steps is done now; the last step does everything."""
-        step = self.progress.step
-        return step == self.run_section.total_steps or (every > 0 and step % every == 0)
+def validate(run: Run) -> None:
+    """Compute and log the validation losses, and warn if the model ignores its images."""
+    if not run.validation:
+        return
+    result, at = validation_losses(run.model, run.validation, run.accelerator), run.state.progress.step
+    set_training_mode(run.model, run.config.run)
+    losses = {"validation_loss": result.loss, "validation_loss_shuffled_images": result.shuffled_loss}
+    run.metrics.write(at, losses)
+    _log.info("step %d: validation loss %.4f, with the images of other samples %.4f", at, *losses.values())
+    if run.accelerator.is_main_process and math.isnan(result.shuffled_loss):
+        _log.warning(
+            "validation_loss_shuffled_images is null: no validation batch has two images with different texts, so "
+            "nothing shows whether the model uses its images"
+        )
+    if run.accelerator.is_main_process and result.ignores_images:
+        _log.warning("the model ignores its images: with the images of other samples its loss is no worse")
 
-    def _total(self, numbers: Tensor) -> list[float]:
-        """Return numbers summed over the ranks."""
-        summed: Tensor = self.accelerator.reduce(numbers.to(self.accelerator.device), "sum")
-        return [float(number) for number in summed.cpu()]
+
+def save(run: Run) -> None:
+    """Write a checkpoint; every rank must call this."""
+    _share_counts(run)
+    run.snapshots.save(run.state)
+
+
+def _share_counts(run: Run) -> None:
+    """Add up the skipped and altered samples of all ranks, log new causes, and stop if too many are skipped."""
+    state, progress = run.state, run.state.progress
+    known = progress.skipped.keys() | progress.altered.keys()
+    for skipped, altered in gather_objects(run.accelerator, (dict(state.skipped), dict(state.altered))):
+        progress.skipped.update(skipped)
+        progress.altered.update(altered)
+    state.skipped.clear()
+    state.altered.clear()
+    if (progress.skipped.keys() | progress.altered.keys()) - known:
+        _log.info("%s", progress.summary())
+    progress.check_skips(run.config.run.max_skipped_fraction)
+
+
+def _share_counts_of_this_rank(state: TrainingState) -> None:
+    """Add what this rank counted since the ranks last shared their counts; other ranks may have ended."""
+    state.progress.skipped.update(state.skipped)
+    state.progress.altered.update(state.altered)
+    state.skipped.clear()
+    state.altered.clear()
+
+
+def _warn_of_guessing(loss: float, llm: LanguageModel) -> None:
+    """Warn if the mean loss of the first step, in nats, is that of a uniform guess over the vocabulary.
+
+    A known problem of the published code: a loss that stays at 10.37, ln 32000, whatever the model is trained on.
+    """
+    chance = math.log(llm.vocab_size)
+    if abs(loss - chance) < 0.01 * chance:
+        _log.warning(
+            "the first loss %.4f is within 1 %% of ln(vocabulary) %.4f: the language model is guessing; "
+            "check the weights of %s",
+            loss,
+            chance,
+            llm.source or "the language model",
+        )
+
+
+@contextmanager
+def _one_message(folder: Path) -> Iterator[None]:
+    """Turn what the system refuses (a full disk, a folder that has vanished) into one message."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or folder
+        raise TrainingError(f"{place}: {error.strerror or error}; the run cannot continue") from error

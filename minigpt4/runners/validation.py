@@ -1,7 +1,7 @@
 """The validation loss, and its control: the same loss with the images of other samples.
 
-If permuting the images among the samples does not make the loss worse, the model ignores its images, however good
-its loss looks.
+If permuting the images among the samples does not make the loss worse, the model ignores its images, however good its
+loss looks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from minigpt4.batch import Batch
 from minigpt4.models.minigpt4 import MiniGPT4
 
 IGNORES_IMAGES_BELOW = 0.01
-"""The shuffled loss must be higher by this part of the loss for the model to count as looking at its images."""
+"""The shuffled loss must be higher by this fraction of the loss, or the model counts as ignoring its images."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Validation:
 
     Attributes:
         loss: over all samples.
-        own_loss: over the batches whose images could be swapped, each sample with its own; what to compare with.
+        own_loss: over the batches whose images could be swapped, each sample with its own: the value to compare with.
         shuffled_loss: over the same batches, with the images of other samples; NaN if none could be swapped.
     """
 
@@ -43,19 +43,19 @@ class Validation:
 
 
 def shuffle_images(batch: Batch) -> Batch | None:
-    """Return the batch with its images given to other rows, or None if that cannot be done.
+    """Return the batch with its images given to other rows, or None if that is not possible.
 
-    Of all rotations, the one under which most rows get the image of a row with other labels is taken, so that the
-    control is not weakened by rows that happen to say the same.
+    Of all rotations, the one under which most rows get the image of a row with other labels is taken, so that rows with
+    the same text do not weaken the control.
     """
     images = batch.pixel_values if batch.pixel_values is not None else batch.query_features
     if images is None or len(images) < 2:
         return None
     owners = torch.repeat_interleave(torch.arange(len(batch)), batch.images_per_row.cpu())
-    said = [tuple(row[row >= 0].tolist()) for row in batch.labels.cpu()]
+    texts = [tuple(row[row >= 0].tolist()) for row in batch.labels.cpu()]
 
     def differing(shift: int) -> int:
-        return sum(said[a] != said[b] for a, b in zip(owners.tolist(), owners.roll(shift).tolist(), strict=True))
+        return sum(texts[a] != texts[b] for a, b in zip(owners.tolist(), owners.roll(shift).tolist(), strict=True))
 
     shift = max(range(1, len(images)), key=differing)
     if not differing(shift):
@@ -65,28 +65,28 @@ def shuffle_images(batch: Batch) -> Batch | None:
     return dataclasses.replace(batch, query_features=images.roll(shift, 0))
 
 
-def validate(model: MiniGPT4, batches: Sequence[Batch], accelerator: Accelerator) -> Validation:
-    """Return the validation losses over `batches`, divided among the ranks."""
-    was_training = model.training
+def validation_losses(model: MiniGPT4, batches: Sequence[Batch], accelerator: Accelerator) -> Validation:
+    """Return the losses over `batches`, divided among the ranks; the model is left in eval mode."""
     model.eval()
-    totals = torch.zeros(3, 2, dtype=torch.float64)
+    sums = []
     for first in range(0, len(batches), accelerator.num_processes):
-        # Ranks between which a language model is spread must all run it as often: what is too much is not counted.
+        # Every rank runs the model as often as every other, since a language model may be sharded over them: a rank
+        # without a batch of its own computes the last one, which does not count.
         turn = first + accelerator.process_index
         batch = batches[min(turn, len(batches) - 1)]
         shuffled = shuffle_images(batch)
-        own, other = (_total(model, each, accelerator) for each in (batch, batch if shuffled is None else shuffled))
-        if turn < len(batches):
-            totals[0] += own
-        if turn < len(batches) and shuffled is not None:
-            totals[1:] += torch.stack([own, other])
-    model.train(was_training)
+        own, other = (_sum(model, each, accelerator) for each in (batch, batch if shuffled is None else shuffled))
+        nothing = torch.zeros_like(own)
+        counts, compares = turn < len(batches), turn < len(batches) and shuffled is not None
+        sums.append(torch.stack([own if counts else nothing, *([own, other] if compares else [nothing, nothing])]))
+    # In double precision on the CPU, since not every device has it.
+    totals = torch.stack(sums).cpu().double().sum(0)
     totals = accelerator.reduce(totals.float().to(accelerator.device), "sum").cpu()
     return Validation(*(float(s / n) if n else math.nan for s, n in totals))
 
 
-def _total(model: MiniGPT4, batch: Batch, accelerator: Accelerator) -> Tensor:
-    """Return the summed loss of a batch and its number of supervised tokens, (2,) float64."""
+def _sum(model: MiniGPT4, batch: Batch, accelerator: Accelerator) -> Tensor:
+    """Return the summed loss of a batch and its number of supervised tokens, (2,) float32, on the device."""
     with accelerator.autocast():
         sums, counts = model.losses_per_sample(batch.to(accelerator.device))
-    return torch.tensor([float(sums.sum()), float(counts.sum())], dtype=torch.float64)
+    return torch.stack([sums.sum(), counts.sum().float()])

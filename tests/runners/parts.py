@@ -17,8 +17,6 @@ from torch import Tensor
 
 from minigpt4.checkpoints.assemble import LoadedModel
 from minigpt4.config import load_config
-from minigpt4.processors.image import ImageProcessor, ImageSource
-from minigpt4.registry import PROCESSORS
 from minigpt4.runners.train import TrainRunner
 from tests.conftest import read_metrics
 
@@ -34,15 +32,6 @@ PROCESSES.set_forkserver_preload(
         "transformers.models.llama.modeling_llama",
     ]
 )
-
-
-@PROCESSORS.register("standardise")
-class Standardise(ImageProcessor):
-    """Plugin: each image divided by its own spread, as some pipelines do; a plain one becomes NaN."""
-
-    def __call__(self, image: ImageSource, name: str = "image") -> Tensor:
-        pixels = super().__call__(image, name)
-        return (pixels - pixels.mean((1, 2), keepdim=True)) / pixels.std((1, 2), keepdim=True)
 
 
 def train(values: dict[str, Any], folder: Path, **run: Any) -> LoadedModel:
@@ -92,7 +81,7 @@ def train_on_ranks(files: Sequence[Path], output: Path | None = None) -> list[in
             environment["TEST_OUTPUT"] = str(output.with_name(f"{output.name}{rank}"))
         ranks.append(start_command(["--cfg-path", str(file)], environment))
     for process in ranks:
-        process.join(60)
+        process.join(240)
         if process.is_alive():
             process.kill()
     return [process.exitcode for process in ranks]

@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt4.config.sections import RunSection
+from minigpt4.config.sections import RunConfig
 from minigpt4.runners.schedule import learning_rate
 
 rates = st.floats(1e-8, 1.0)
 
 
 @st.composite
-def runs(draw: st.DrawFn) -> RunSection:
+def runs(draw: st.DrawFn) -> RunConfig:
     total = draw(st.integers(2, 400))
     low, floor, peak = sorted([draw(rates), draw(rates), draw(rates)])
     if draw(st.booleans()):
         low, floor = floor, low
-    return RunSection(
+    return RunConfig(
         output_dir="run",
         total_steps=total,
         warmup_steps=draw(st.integers(0, total - 2)),
@@ -60,14 +60,14 @@ def test_the_rate_stays_in_its_bounds_even_after_the_last_step(run):
 
 def test_accumulation_and_batch_size_do_not_enter():
     one, other = (
-        RunSection(output_dir="run", total_steps=9, warmup_steps=3, global_batch_size=size, batch_size_per_rank=1)
+        RunConfig(output_dir="run", total_steps=9, warmup_steps=3, global_batch_size=size, batch_size_per_rank=1)
         for size in (1, 64)
     )
     assert [learning_rate(n, one) for n in range(9)] == [learning_rate(n, other) for n in range(9)]
 
 
 def test_a_warm_up_longer_than_the_run_only_rises():
-    run = RunSection(output_dir="run", total_steps=10, warmup_steps=100, learning_rate=1.0)
+    run = RunConfig(output_dir="run", total_steps=10, warmup_steps=100, learning_rate=1.0)
     series = [learning_rate(step, run) for step in range(10)]
     assert series == sorted(series)
     assert series[-1] < 0.1

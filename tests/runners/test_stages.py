@@ -9,6 +9,8 @@ from minigpt4 import Chat, load_model
 from minigpt4.errors import CheckpointError
 from tests.runners.parts import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("first", "second"),

@@ -8,10 +8,12 @@ import time
 
 import pytest
 
-from minigpt4.config.sections import TrackingSection
+from minigpt4.config.sections import TrackingConfig
 from minigpt4.errors import MissingDependencyError
 from minigpt4.runners.metrics import wanted_trackers
 from tests.runners.parts import train
+
+pytestmark = pytest.mark.slow
 
 
 def test_tensorboard_writes_its_files_into_the_run_folder(tiny_values, tmp_path):
@@ -49,7 +51,7 @@ def test_a_tracker_that_is_not_installed_is_an_error(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.delitem(sys.modules, "tensorboard", raising=False)
     with pytest.raises(MissingDependencyError, match=r"tracking\.wandb needs the package 'wandb': pip install"):
-        wanted_trackers(TrackingSection(wandb=True))
+        wanted_trackers(TrackingConfig(wandb=True))
     with pytest.raises(MissingDependencyError, match=r"tracking\.tensorboard needs the package 'tensorboard'"):
-        wanted_trackers(TrackingSection(tensorboard=True))
-    assert wanted_trackers(TrackingSection()) == []
+        wanted_trackers(TrackingConfig(tensorboard=True))
+    assert wanted_trackers(TrackingConfig()) == []

@@ -14,11 +14,13 @@ import torch
 from minigpt4.checkpoints.manifest import Manifest
 from minigpt4.config import load_config
 from minigpt4.errors import ConfigError, TrainingError
-from minigpt4.runners.launch import recompute_activations
-from minigpt4.runners.prepare import parameter_groups
-from minigpt4.runners.train import TrainRunner
+from minigpt4.runners.distributed import build_accelerator
+from minigpt4.runners.run import build_run, parameter_groups, recompute_activations
+from minigpt4.runners.train import train as train_run
 from tests.conftest import read_metrics
 from tests.runners.parts import assert_same_training, losses, series, train, weights, write
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +30,7 @@ def test_train_py_leaves_a_complete_run_folder(tiny_values, tmp_path):
     (tmp_path / "absent").mkdir()
     (tmp_path / "absent" / "wandb.py").write_text("raise ImportError('absent')")
     file = write(tiny_values, tmp_path / "run")
-    command = [sys.executable, ROOT / "train.py", "--cfg-path", file, "--options", "run.seed=7"]
+    command = [sys.executable, str(ROOT / "train.py"), "--cfg-path", str(file), "--options", "run.seed=7"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "absent")}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=90)
     assert done.returncode == 0, done.stderr
@@ -131,9 +133,11 @@ def test_the_manifest_notes_no_data_that_only_evaluation_reads(tiny_values, tmp_
 
 
 def test_the_seconds_of_the_first_step_are_without_the_loading_before_it(tiny_values, tmp_path):
-    runner = TrainRunner.from_config(load_config(write(tiny_values, tmp_path / "run", total_steps=1)))
-    runner.state.window.started -= 1000  # as if the parts had taken so long
-    runner.run()
+    config = load_config(write(tiny_values, tmp_path / "run", total_steps=1))
+    (tmp_path / "run").mkdir()
+    run = build_run(config, build_accelerator(config.run, [], tmp_path / "run"), None)
+    run.state.speed.started -= 1000  # as if building the parts had taken so long
+    train_run(run)
     assert 0 < read_metrics(tmp_path / "run")[0]["seconds"] < 1000
 
 
@@ -171,9 +175,13 @@ def test_a_batch_without_images_trains(tiny_values, tmp_path):
     rows = tmp_path / "rows.jsonl"
     talk = '{"conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "good day"}]}\n'
     rows.write_text(talk * 4)
-    tiny_values["datasets"] = {"train": {"talk": {"type": "conversations", "path": str(rows)}}}
-    train(tiny_values, tmp_path / "run")
-    assert {line["grad_norm"] for line in read_metrics(tmp_path / "run")} == {0.0}
+    tiny_values["datasets"] = {"train": {"talk": {"type": "conversations", "path": str(rows), "images": "optional"}}}
+    with pytest.raises(TrainingError, match=r"step 4: 16 samples had not one image, and the gradient was exactly zero"):
+        train(tiny_values, tmp_path / "run")
+    tiny_values["model"]["trainable"] = ["llama_proj", "lora"]
+    tiny_values["model"]["language_model"]["lora"] = {"rank": 2}
+    train(tiny_values, tmp_path / "lora")
+    assert all(line["grad_norm"] > 0 for line in read_metrics(tmp_path / "lora"))
 
 
 def test_nothing_to_train_is_said(tiny_values, tmp_path):
@@ -184,7 +192,7 @@ def test_nothing_to_train_is_said(tiny_values, tmp_path):
 
 def test_a_language_model_that_trains_cannot_be_spread_over_ranks(tiny_values, tmp_path):
     tiny_values["model"]["trainable"] = ["language_model"]
-    with pytest.raises(ConfigError, match=r"run\.shard_language_model: spreads a frozen language model"):
+    with pytest.raises(ConfigError, match=r"run\.shard_language_model: shards a frozen language model"):
         train(tiny_values, tmp_path / "run", shard_language_model=True)
 
 

@@ -41,6 +41,7 @@ def colour_questions(folder: Path, prompt_tells: bool) -> dict[str, Any]:
     return {"type": "conversations", "path": str(folder / "rows.json")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text_tells", [False, True])
 def test_the_run_says_whether_the_model_looks_at_its_images(tiny_values, tmp_path, text_tells):
     data = colour_questions(tmp_path / "data", text_tells)
@@ -62,6 +63,7 @@ def test_validation_runs_when_due_and_at_the_end_on_the_same_samples(tiny_values
     assert len({line["validation_loss"] for line in found}) == 1
 
 
+@pytest.mark.slow
 def test_validation_does_not_disturb_training(tiny_values, tmp_path):
     train(tiny_values, tmp_path / "without")
     tiny_values["datasets"]["validation"] = tiny_values["datasets"]["train"]
@@ -84,7 +86,7 @@ def batch(tiny_values, write_config) -> Batch:
     config = load_config(write_config(tiny_values))
     loaded = assemble(config)
     sources = {name: part.build(name=name) for name, part in config.datasets.train.items()}
-    return next(fixed_batches(sources, loaded.encoder, loaded.image_processor, samples=8, batch_size=8, pad_id=0))
+    return next(fixed_batches(sources, loaded.conversation, loaded.image_processor, samples=8, batch_size=8, pad_id=0))
 
 
 def test_shuffled_images_go_to_rows_that_say_something_else(batch):
