@@ -1,7 +1,7 @@
-"""The page: what stands where, and what each button does.
+"""The page: its layout, and what each button does.
 
-Input: a `Chat` and the `demo` section of its config. Output: a Gradio app. Every handler takes the visitor's own
-`Visit` and messages and gives them back, so nothing is shared between visitors but the model.
+Input: a `Chat` and the `demo` section of its config. Output: a Gradio app. Every handler takes and returns the
+visitor's own `Visit` and messages, so visitors share nothing but the model.
 """
 
 from __future__ import annotations
@@ -14,32 +14,40 @@ import gradio as gr
 
 from minigpt4.chat.session import Chat
 from minigpt4.config.paths import resolve_shipped
+from minigpt4.config.sections import DemoConfig
 from minigpt4.demo.replies import Replies
-from minigpt4.demo.section import DemoSection
+from minigpt4.demo.text import as_markdown
+from minigpt4.demo.uploads import UploadLimit
+from minigpt4.processors.image import open_image
 
 _log = logging.getLogger(__name__)
 STYLE = Path(__file__).with_name("page.css")
 NOTE = "Answers are generated and may be wrong. Images and questions stay on the machine that serves this page."
 NOT_DESCRIBED = (
-    "What this model can and cannot do was not written down (`demo.about` of its config). It may well describe things "
-    "that are not in the image."
+    "The config of this model does not describe what it can and cannot do (`demo.about`). It may "
+    "describe things that are not in the image."
 )
 KEPT_SECONDS = 3600
-"""How long uploads and conversations outlive their last use."""
+"""How long uploads and conversations are kept after their last use."""
 VISITS_KEPT = 200
-"""Conversations held at once; the one unused for longest goes first."""
-MAX_UPLOAD = "20mb"
+"""Conversations held at once; the one that was unused for longest is dropped first."""
 FONT = ("system-ui", "sans-serif")
 MONO = ("ui-monospace", "monospace")
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 ANSWERING: dict[str, Any] = {**HIDDEN, "concurrency_id": "answers"}
-"""One queue for all ways to ask."""
+"""All events that ask the model share one queue."""
 
 
 def build_page(chat: Chat, name: str) -> gr.Blocks:
-    """Return the page of a loaded model that is called `name`."""
-    section: DemoSection = chat.engine.loaded.config.demo
+    """Return the page of a loaded model called `name`.
+
+    Raises:
+        ImageError: the image of an example cannot be read; visitors can fetch these files, so they must be images.
+    """
+    section: DemoConfig = chat.engine.loaded.config.demo
     examples = [(str(resolve_shipped(example.image)), example.question) for example in section.examples]
+    for image, _ in examples:
+        open_image(image)
     cache = (KEPT_SECONDS, KEPT_SECONDS)
     with gr.Blocks(title=f"minigpt4: {name}", analytics_enabled=False, delete_cache=cache) as page:
         visit = gr.State(None, time_to_live=KEPT_SECONDS)
@@ -50,7 +58,8 @@ def build_page(chat: Chat, name: str) -> gr.Blocks:
                     elem_id="chat",
                     show_label=False,
                     allow_tags=False,
-                    render_markdown=False,  # an answer is text; rendered, it could make the browser fetch images
+                    render_markdown=False,  # `as_html` escapes what remains
+                    latex_delimiters=[],
                     buttons=["copy"],
                     examples=[{"text": text, "files": [image], "icon": image} for image, text in examples],
                     placeholder="Add an image, or choose an example",
@@ -60,7 +69,7 @@ def build_page(chat: Chat, name: str) -> gr.Blocks:
                     again = gr.Button("Regenerate", elem_id="again", size="sm", min_width=100)
                     clear = gr.Button("Clear", elem_id="clear", size="sm", min_width=100)
             with gr.Column(scale=1, min_width=260):
-                gr.Markdown(section.about or NOT_DESCRIBED, elem_id="about")
+                gr.Markdown(as_markdown(section.about) or NOT_DESCRIBED, elem_id="about", latex_delimiters=[])
                 sliders = _sliders(chat)
         gr.Markdown(NOTE, elem_id="note")
         replies = Replies(chat, list(sliders), examples)
@@ -78,11 +87,13 @@ def build_page(chat: Chat, name: str) -> gr.Blocks:
 
 
 def launch(page: gr.Blocks, chat: Chat, *, host: str, port: int | None, share: bool, wait: bool = True) -> str:
-    """Serve the page until interrupted, or only start to with `wait=False`; return its address.
+    """Serve the page until interrupted, or with `wait=False` only start it, and return its address.
 
-    Gradio's own messages name its function `launch`, and advise a public link; ours are said instead.
+    Gradio's own messages are replaced, because they name its function `launch` and advise a public link.
     """
-    section: DemoSection = chat.engine.loaded.config.demo
+    config = chat.engine.loaded.config
+    section: DemoConfig = config.demo
+    most = int(config.server.max_body_megabytes * 1e6)
     _, address, public = page.launch(
         server_name=host,
         server_port=port,
@@ -93,7 +104,8 @@ def launch(page: gr.Blocks, chat: Chat, *, host: str, port: int | None, share: b
         quiet=True,
         allowed_paths=[str(resolve_shipped(example.image)) for example in section.examples],
         state_session_capacity=VISITS_KEPT,
-        max_file_size=MAX_UPLOAD,
+        max_file_size=most,
+        app_kwargs={"middleware": [(UploadLimit, (), {"most": most})]},
         show_error=True,
         footer_links=[],
         theme=gr.themes.Default(primary_hue="teal", font=FONT, font_mono=MONO),
@@ -101,7 +113,7 @@ def launch(page: gr.Blocks, chat: Chat, *, host: str, port: int | None, share: b
     )
     _log.info("chat page at %s", address)
     if public:
-        _log.warning("anybody who has this address can use it, for a week: %s", public)
+        _log.warning("everyone who has this address can use it, for a week: %s", public)
     elif share:
         _log.warning("there is no public address: Gradio's servers cannot be reached from here")
     if wait:
@@ -110,7 +122,7 @@ def launch(page: gr.Blocks, chat: Chat, *, host: str, port: int | None, share: b
 
 
 def headline(chat: Chat, name: str) -> str:
-    """Return the line that says which model speaks: name, checkpoint, template, device."""
+    """Return the line that describes the model: name, checkpoint, template, device."""
     loaded = chat.engine.loaded
     manifest = loaded.manifest
     if manifest is None:
@@ -118,9 +130,9 @@ def headline(chat: Chat, name: str) -> str:
     elif manifest.total_steps:
         trained = f"checkpoint at step {manifest.step:,} of {manifest.total_steps:,}"
     else:
-        trained = "released checkpoint"  # those files do not tell their steps
+        trained = "released checkpoint"  # those files do not record their steps
     template, device = loaded.config.conversation.template, loaded.model.device.type
-    return f"Model **{name}** · {trained} · template `{template}` · on {device}"
+    return f"Model **{as_markdown(name)}** · {trained} · template `{template}` · on {device}"
 
 
 def _text_box() -> gr.MultimodalTextbox:
@@ -135,7 +147,7 @@ def _text_box() -> gr.MultimodalTextbox:
 
 
 def _sliders(chat: Chat) -> dict[str, gr.Slider]:
-    """Return the sliders, each under the name of the setting it is for."""
+    """Return the sliders by the name of their setting."""
     settings = chat.settings
     longest = max(settings.max_new_tokens, min(1024, chat.engine.loaded.model.language_model.context_length // 2))
     with gr.Accordion("Decoding", open=True, elem_id="decoding"):

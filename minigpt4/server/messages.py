@@ -1,26 +1,29 @@
 """From a client's `messages` to a dialogue and its images.
 
-Input: the parsed JSON of a request, from anybody. Output: a `Dialogue` whose last turn is open, and the images its
-questions mention, in order. The images of a message stand in front of its text, as in training, unless the text says
-where with `<ImageHere>`.
+Input: the parsed JSON of a request. Output: a `Dialogue` whose last turn has no answer yet, and the images that its
+questions mention, in order. The images of a message come before its text, as in training, unless the text places them
+with `<ImageHere>`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
+from minigpt4.config.sections import ServerConfig
 from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue, Turn
 from minigpt4.errors import RequestError
-from minigpt4.server.section import ServerSection
 
 _SYSTEM = ("system", "developer")
 _ROLES = (*_SYSTEM, "user", "assistant")
+_UNSUPPORTED = ("tool_calls", "function_call", "audio", "refusal")
+"""What an assistant's message can have in place of text."""
 
 
 @dataclass(frozen=True)
 class ImageReference:
-    """An image that a message mentions: its address, and where in the request that stands."""
+    """An image that a message mentions: its address, and its place in the request."""
 
     url: str
     param: str
@@ -34,43 +37,46 @@ class _Message:
     param: str
 
 
-def read_messages(messages: Any, limits: ServerSection) -> tuple[Dialogue, tuple[ImageReference, ...]]:
-    """Return the dialogue that `messages` tell, and its images.
+def read_messages(messages: Any, limits: ServerConfig) -> tuple[Dialogue, tuple[ImageReference, ...]]:
+    """Return the dialogue in `messages`, and its images.
 
-    System texts stand at the start. Messages of one side that follow one another are one question, or one answer.
+    System messages come first. Consecutive messages of the same role are one question, or one answer. A system message
+    or an answer may be empty, null or an empty list: no system text, and an answer of no words.
 
     Raises:
-        RequestError: the messages tell no dialogue, or exceed a limit; `param` says where.
+        RequestError: the messages are not a dialogue, or exceed a limit; `param` says where.
     """
     if not isinstance(messages, list) or not messages:
         raise RequestError("messages must be a list with at least one message", param="messages")
     read = [_read_message(message, f"messages.{n}") for n, message in enumerate(messages)]
     _check_limits(read, limits)
-    opening = next((n for n, message in enumerate(read) if message.role not in _SYSTEM), len(read))
-    system = "\n".join(message.text for message in read[:opening]) or None
+    system = [message.text for message in takewhile(lambda message: message.role in _SYSTEM, read)]
     turns: list[Turn] = []
-    for before, message in zip([None, *read[opening:]], read[opening:], strict=False):
-        _add(turns, message, before.role if before else None)
+    for message in read[len(system) :]:
+        _add(turns, message)
     if not turns or turns[-1].answer is not None:
-        raise RequestError("the last message must be the user's: it is what is answered", param="messages")
-    return Dialogue(tuple(turns), system), tuple(image for message in read for image in message.images)
+        raise RequestError("the last message must be the user's: it is the one to answer", param="messages")
+    system_text = "\n".join(text for text in system if text.strip())
+    return Dialogue(tuple(turns), system_text or None), tuple(each for message in read for each in message.images)
 
 
-def _add(turns: list[Turn], message: _Message, before: str | None) -> None:
-    """Add a message behind one of the role `before` (None: it is the first)."""
+def _add(turns: list[Turn], message: _Message) -> None:
+    """Add a message that is not the system's to the turns before it."""
+    last = turns[-1] if turns else None
+    if message.role in _SYSTEM and not message.text.strip():
+        return
     if message.role in _SYSTEM:
-        raise RequestError("a system text stands only at the start", param=message.param)
-    if message.role == "user":
-        question = _question(message)
-        if before == "user":
-            turns[-1] = Turn(f"{turns[-1].question}\n{question}")
-        else:
-            turns.append(Turn(question))
-    elif before is None:
+        raise RequestError("a system message must come first", param=message.param)
+    if message.role == "user" and (last is None or last.answer is not None):
+        turns.append(Turn(_question(message)))
+    elif last is None:
         raise RequestError("the first message must be the user's", param=message.param)
+    elif message.role == "user":
+        turns[-1] = Turn(f"{last.question}\n{_question(message)}")
     else:
-        last = turns[-1]
-        turns[-1] = Turn(last.question, message.text if last.answer is None else f"{last.answer}\n{message.text}")
+        # An empty answer is an answer, so that the next question is a turn of its own; it adds nothing to another one.
+        answers = [text for text in (last.answer, message.text) if text]
+        turns[-1] = Turn(last.question, "\n".join(answers))
 
 
 def _question(message: _Message) -> str:
@@ -88,57 +94,60 @@ def _question(message: _Message) -> str:
 def _read_message(message: Any, param: str) -> _Message:
     if not isinstance(message, dict):
         raise RequestError("a message must be an object with role and content", param=param)
-    role = message.get("role")
+    role, content = message.get("role"), message.get("content")
     if role not in _ROLES:
         raise RequestError(f"role must be one of {', '.join(_ROLES)}", param=f"{param}.role")
-    content = message.get("content")
+    for key in _UNSUPPORTED:
+        if message.get(key):
+            raise RequestError(f"a message with {key} is not supported", param=f"{param}.{key}")
+    if content is None:
+        content = []
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list):
-        raise RequestError("content must be a text or a list of parts", param=f"{param}.content")
-    texts: list[str] = []
-    images: list[ImageReference] = []
-    for n, part in enumerate(content):
-        _read_part(part, f"{param}.content.{n}", texts, images)
+        raise RequestError("content must be text or a list of parts", param=f"{param}.content")
+    parts = [_read_part(part, f"{param}.content.{n}") for n, part in enumerate(content)]
+    images = tuple(part for part in parts if isinstance(part, ImageReference))
+    text = "\n".join(part for part in parts if isinstance(part, str))
     if images and role != "user":
-        raise RequestError("only the user's messages hold images", param=f"{param}.content")
-    if not images and not "".join(texts).strip():
+        raise RequestError("only the user's messages can hold images", param=f"{param}.content")
+    if role == "user" and not images and not text.strip():
         raise RequestError("the message is empty", param=f"{param}.content")
-    return _Message(role, "\n".join(texts), tuple(images), param)
+    return _Message(role, text, images, param)
 
 
-def _read_part(part: Any, param: str, texts: list[str], images: list[ImageReference]) -> None:
-    """Put one part of a message into `texts` or `images`."""
+def _read_part(part: Any, param: str) -> str | ImageReference:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
-        texts.append(_text(part.get("text"), f"{param}.text"))
-    elif kind == "image_url":
-        source = part.get("image_url")
-        place = f"{param}.image_url"
-        url = _text(source.get("url") if isinstance(source, dict) else None, f"{place}.url")
-        images.append(ImageReference(url, place))
-    else:
-        raise RequestError("a part must be of type text or image_url", param=f"{param}.type")
+        return _text(part.get("text"), f"{param}.text")
+    if kind == "image_url":
+        source, place = part.get("image_url"), f"{param}.image_url"
+        if isinstance(source, dict):
+            return ImageReference(_text(source.get("url"), f"{place}.url"), place)
+        if not isinstance(source, str):
+            raise RequestError('must be {"url": ...}, or the address itself', param=place)
+        return ImageReference(_text(source, place), place)
+    raise RequestError("a part must be of type text or image_url", param=f"{param}.type")
 
 
 def _text(value: Any, param: str) -> str:
     if not isinstance(value, str):
-        raise RequestError("must be a text", param=param)
+        raise RequestError("must be text", param=param)
     try:
         value.encode()
-    except UnicodeEncodeError as error:  # JSON may hold half of a surrogate pair, which is no character
+    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair, which is not a character
         raise RequestError(f"the text is not Unicode: {error.reason}", param=param) from error
     return value
 
 
-def _check_limits(messages: list[_Message], limits: ServerSection) -> None:
+def _check_limits(messages: list[_Message], limits: ServerConfig) -> None:
     characters = sum(len(message.text) for message in messages)
     if characters > limits.max_text_characters:
         raise RequestError(
-            f"the messages have {characters:,} characters of text; at most {limits.max_text_characters:,} are read",
+            f"the messages have {characters:,} characters of text; at most {limits.max_text_characters:,} are allowed",
             param="messages",
             code="context_length_exceeded",
         )
     images = sum(len(message.images) for message in messages)
     if images > limits.max_images:
-        raise RequestError(f"the messages have {images} images; at most {limits.max_images} are read", param="messages")
+        raise RequestError(f"there are {images} images; at most {limits.max_images} are allowed", param="messages")

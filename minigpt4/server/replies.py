@@ -23,7 +23,7 @@ def event(value: dict[str, Any]) -> str:
 
 
 def error_of(error: RequestError) -> dict[str, Any]:
-    """Return the object that tells a client what is wrong."""
+    """Return an error as OpenAI's clients read it."""
     kind = "server_error" if error.status >= 500 else _TYPES.get(error.status, "invalid_request_error")
     return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
 
@@ -35,7 +35,7 @@ def usage_of(stream: Stream) -> dict[str, int]:
 
 
 class Completion:
-    """One answer on its way to a client: what every object about it has in common."""
+    """The objects about one answer, with the values that they share."""
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -54,7 +54,7 @@ class Completion:
         return self._object("chat.completion.chunk", [choice])
 
     def usage_chunk(self, stream: Stream) -> dict[str, Any]:
-        """Return the piece behind the last one, that holds the token counts."""
+        """Return the chunk after the last one, with the token counts."""
         return self._object("chat.completion.chunk", []) | {"usage": usage_of(stream)}
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,36 +1,65 @@
-"""From the body of a chat request to what is to be done: `ChatRequest`.
+"""From the body of a chat request to what the service has to do: `ChatRequest`.
 
-Input: bytes from anybody. Output: a checked request. A parameter that would change the answer and that this service
-does not know is refused, never left out in silence.
+Input: bytes from any client. Output: a checked request. A parameter that would change the answer and that this service
+does not support is an error; it is never ignored.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import secrets
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any
 
-from minigpt4.chat.section import ChatSection
+from annotated_types import Ge, Le
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from minigpt4.config.schema import describe_problems
+from minigpt4.config.sections import ChatConfig, ServerConfig
 from minigpt4.conversation.dialogue import Dialogue
 from minigpt4.errors import RequestError
 from minigpt4.registry import did_you_mean
 from minigpt4.server.messages import ImageReference, read_messages
-from minigpt4.server.section import ServerSection
+from minigpt4.strict_json import JSONError, parse_json
 
 MAX_STOPS = 4
 """As many stop texts as OpenAI's interface allows."""
 MAX_STOP_CHARACTERS = 256
-_SEEDS = (-(2**63), 2**63 - 1)
-_READ = (
-    *("model", "messages", "stream", "stream_options", "stop", "seed", "temperature", "top_p", "top_k"),
-    *("repetition_penalty", "max_tokens", "max_completion_tokens"),
-)
+MAX_DEPTH = 64
+"""Lists and objects inside each other in a request; messages have six."""
+MAX_ELEMENTS = 50_000
+"""Values in a request, in addition to the characters of its texts."""
+GREEDY_BELOW = 1e-3
+"""A temperature below this is greedy; the logits divided by it could be too large for float32."""
+
+
+@pydantic_dataclass(config=ConfigDict(strict=True, allow_inf_nan=False))
+class _Parameters:
+    """What the service reads of a request; `ChatConfig` has the other bounds of the decoding settings."""
+
+    model: str | None = None
+    messages: Any = None
+    stream: bool = False
+    stream_options: dict[str, bool | None] = field(default_factory=dict)
+    stop: Any = ()
+    seed: Annotated[int, Ge(-(2**63)), Le(2**63 - 1)] | None = None
+    temperature: Annotated[float, Ge(0), Le(2)] | None = None
+    top_p: float | None = None
+    top_k: Annotated[int, Ge(-1), Le(2**31)] | None = None
+    repetition_penalty: Annotated[float, Ge(0.01), Le(100)] | None = None
+    max_tokens: Annotated[int, Ge(-1)] | None = None
+    max_completion_tokens: Annotated[int, Ge(-1)] | None = None
+
+
+_READ = tuple(spec.name for spec in fields(_Parameters))
+_SAMPLING = ("seed", "temperature", "top_p", "top_k", "repetition_penalty")
+_STREAM_OPTIONS = ("include_usage", "include_obfuscation")
 _WITHOUT_EFFECT = (
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"),
+    *("prompt_cache_retention", "verbosity"),
 )
-"""Parameters that say nothing about the answer."""
+"""Parameters that do not concern the answer."""
 _ONLY: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "logprobs": (False,),
@@ -44,8 +73,18 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
+    "best_of": (1,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "length_penalty": (1,),
+    "use_beam_search": (False,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+    "skip_special_tokens": (True,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
 }
-"""Parameters of OpenAI's interface that are taken only with the values that ask for nothing."""
+"""Parameters of OpenAI's interface that are accepted only with values that change nothing."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +92,9 @@ class ChatRequest:
     """A checked request.
 
     Attributes:
-        model: the name that was asked for, None if none was.
-        dialogue: its last turn is open.
-        images: what the questions mention, in order.
+        model: the name of the model, None if the request has none.
+        dialogue: its last turn has no answer yet.
+        images: the images that the questions mention, in order.
         settings: how to decode.
         stop: texts that end the answer.
         stream: whether the answer is sent as it grows.
@@ -65,134 +104,111 @@ class ChatRequest:
     model: str | None
     dialogue: Dialogue
     images: tuple[ImageReference, ...]
-    settings: ChatSection
+    settings: ChatConfig
     stop: tuple[str, ...]
     stream: bool
     include_usage: bool
 
 
-def read_request(body: bytes, defaults: ChatSection, limits: ServerSection) -> ChatRequest:
+def read_request(body: bytes, defaults: ChatConfig, limits: ServerConfig) -> ChatRequest:
     """Return the request in `body`.
 
     Args:
-        body: JSON in UTF-8.
-        defaults: decoding settings for what the request leaves open.
-        limits: of the service.
+        body: JSON.
+        defaults: decoding settings for what the request does not set.
+        limits: limits of the service.
 
     Raises:
-        RequestError: it cannot be done as it is asked; the message says what is wrong, and `param` where.
+        RequestError: the request is wrong or not supported; the message says why, and `param` where.
     """
-    values = _read_json(body)
-    _refuse_unknown(values)
-    dialogue, images = read_messages(values.get("messages"), limits)
-    stream = _flag(values, "stream")
-    options = values.get("stream_options") or {}
-    if not isinstance(options, dict) or (options and not stream):
-        raise RequestError("stream_options must be an object, and is only for stream: true", param="stream_options")
+    given = _read_json(body, limits)
+    _refuse_unknown(given)
+    try:
+        values = _Parameters(**{name: value for name, value in given.items() if name in _READ})
+        settings = _settings(values, defaults, limits)
+    except ValidationError as error:
+        place, problem = next(describe_problems(error))
+        param = ".".join(map(str, place))
+        raise RequestError(f"{param}{problem}", param=param) from error
+    if unknown := next((name for name in values.stream_options if name not in _STREAM_OPTIONS), None):
+        raise RequestError(f"unknown stream option {unknown[:60]!r}", param="stream_options")
+    include_usage = bool(values.stream_options.get("include_usage"))
+    if include_usage and not values.stream:
+        raise RequestError("include_usage in stream_options is only for stream: true", param="stream_options")
+    dialogue, images = read_messages(values.messages, limits)
     return ChatRequest(
-        model=_model(values),
+        model=values.model,
         dialogue=dialogue,
         images=images,
-        settings=_settings(values, defaults, limits),
-        stop=_stop(values),
-        stream=stream,
-        include_usage=_flag(options, "include_usage", within="stream_options."),
+        settings=settings,
+        stop=_stop(values.stop),
+        stream=values.stream,
+        include_usage=include_usage,
     )
 
 
-def _read_json(body: bytes) -> dict[str, Any]:
+def _read_json(body: bytes, limits: ServerConfig) -> dict[str, Any]:
+    """Return the values of a JSON object, without those that are null."""
+    # Counted before parsing, because the parser holds Python's lock until its end.
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_ELEMENTS + limits.max_text_characters:
+        raise RequestError("the body has too many values")
     try:
-        values = json.loads(body.decode(), parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        raise RequestError(f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
-    except RecursionError as error:
-        raise RequestError("the body is not usable JSON: nested too deeply") from error
-    except ValueError as error:
-        raise RequestError(f"the body is not JSON: {error}") from error
+        values = parse_json(body)
+    except JSONError as error:
+        raise RequestError(f"the body is not usable JSON: {error}") from error
     if not isinstance(values, dict):
         raise RequestError("the body must be a JSON object")
+    _check_depth(values)
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+def _check_depth(values: Any) -> None:
+    level = [values]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for outer in level
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, (dict, list))
+        ]
+        if not level:
+            return
+    raise RequestError(f"the body is not usable JSON: nested too deeply, more than {MAX_DEPTH} levels")
 
 
 def _refuse_unknown(values: dict[str, Any]) -> None:
     for key, value in values.items():
         if key in _ONLY:
             if not any(value == only and isinstance(value, bool) == isinstance(only, bool) for only in _ONLY[key]):
-                known = " or ".join(json.dumps(only) for only in _ONLY[key])
-                raise RequestError(f"{key} is not supported here; leave it out, or pass {known}", param=key)
-        elif key not in _READ and key not in _WITHOUT_EFFECT:
+                accepted = " or ".join(json.dumps(only) for only in _ONLY[key])
+                raise RequestError(f"{key} is not supported; leave it out, or pass {accepted}", param=key)
+        elif key not in (*_READ, *_WITHOUT_EFFECT):
             shown = key if len(key) <= 60 else f"{key[:57]}..."
             hint = did_you_mean(shown, (*_READ, *_ONLY))
             raise RequestError(f"unknown parameter {shown!r}.{hint}", param=shown, code="unknown_parameter")
 
 
-def _model(values: dict[str, Any]) -> str | None:
-    model = values.get("model")
-    if model is not None and not isinstance(model, str):
-        raise RequestError("model must be a text", param="model")
-    return model
+def _settings(values: _Parameters, defaults: ChatConfig, limits: ServerConfig) -> ChatConfig:
+    """Return the decoding settings of a request; sampling without a seed is different each time."""
+    chosen = {name: getattr(values, name) for name in _SAMPLING if getattr(values, name) is not None}
+    if chosen.get("top_k") == -1:
+        chosen["top_k"] = 0
+    if chosen.get("temperature", GREEDY_BELOW) < GREEDY_BELOW:
+        chosen["temperature"] = 0.0
+    asked = values.max_tokens if values.max_completion_tokens is None else values.max_completion_tokens
+    longest = asked if asked and asked > 0 else defaults.max_new_tokens
+    longest = min(longest, limits.max_new_tokens)
+    return replace(defaults, max_new_tokens=longest, **({"seed": secrets.randbits(63)} | chosen))
 
 
-def _settings(values: dict[str, Any], defaults: ChatSection, limits: ServerSection) -> ChatSection:
-    """Return the decoding settings; sampling without a seed takes a new one each time."""
-    given: dict[str, Any] = {
-        "temperature": _number(values, "temperature", 0, 2),
-        "top_p": _number(values, "top_p", 0, 1),
-        "top_k": _integer(values, "top_k", 0, 2**31),
-        "repetition_penalty": _number(values, "repetition_penalty", 0, 100),
-        "seed": _integer(values, "seed", *_SEEDS),
-    }
-    for name in ("max_completion_tokens", "max_tokens"):
-        if name in values:
-            given["max_new_tokens"] = _integer(values, name, 1, limits.max_new_tokens)
-            break
-    else:
-        given["max_new_tokens"] = min(defaults.max_new_tokens, limits.max_new_tokens)
-    if given["seed"] is None:
-        given["seed"] = secrets.randbits(63)
-    try:
-        return replace(defaults, **{name: value for name, value in given.items() if value is not None})
-    except ValueError as error:
-        raise RequestError(str(error)) from error
-
-
-def _stop(values: dict[str, Any]) -> tuple[str, ...]:
-    stop = values.get("stop", [])
-    texts = [stop] if isinstance(stop, str) else stop
-    fits = isinstance(texts, list) and len(texts) <= MAX_STOPS
-    if not fits or not all(isinstance(text, str) and 0 < len(text) <= MAX_STOP_CHARACTERS for text in texts):
+def _stop(given: Any) -> tuple[str, ...]:
+    """Return the stop texts; an empty one stops nothing."""
+    texts = [given] if isinstance(given, str) else given
+    fits = isinstance(texts, (list, tuple)) and len(texts) <= MAX_STOPS
+    if not fits or not all(isinstance(text, str) and len(text) <= MAX_STOP_CHARACTERS for text in texts):
         raise RequestError(
-            f"stop must be a text, or a list of at most {MAX_STOPS}, each of 1 to {MAX_STOP_CHARACTERS} characters",
+            f"stop must be text, or a list of at most {MAX_STOPS} texts, of at most {MAX_STOP_CHARACTERS} characters "
+            "each",
             param="stop",
         )
-    return tuple(texts)
-
-
-def _flag(values: dict[str, Any], name: str, within: str = "") -> bool:
-    value = values.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise RequestError(f"{within}{name} must be true or false", param=within + name)
-    return bool(value)
-
-
-def _number(values: dict[str, Any], name: str, low: float, high: float) -> float | None:
-    value = values.get(name)
-    if value is None:
-        return None
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not low <= value <= high:
-        raise RequestError(f"{name} must be a number from {low} to {high}", param=name)
-    return float(value)
-
-
-def _integer(values: dict[str, Any], name: str, low: int, high: int) -> int | None:
-    value = values.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise RequestError(f"{name} must be a whole number from {low} to {high}", param=name)
-    return value
+    return tuple(text for text in texts if text)

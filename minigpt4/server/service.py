@@ -1,6 +1,6 @@
-"""The HTTP of the service: who may ask, how much, and in which form answers go out.
+"""The HTTP of the service: keys, limits, and the form of answers.
 
-Input: requests. Output: JSON, or server-sent events. Errors have the form of OpenAI's interface, whatever fails.
+Input: requests. Output: JSON, or server-sent events. Every error has the form of OpenAI's interface.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from starlette.types import Receive, Scope, Send
 
 from minigpt4.chat.scheduler import Stream
 from minigpt4.checkpoints.assemble import LoadedModel
+from minigpt4.config.sections import ServerConfig
 from minigpt4.errors import RequestError
 from minigpt4.server.replies import DONE, Completion, error_of, event
-from minigpt4.server.request import ChatRequest, read_request
-from minigpt4.server.section import ServerSection
-from minigpt4.server.work import Job, Work
+from minigpt4.server.request import ChatRequest
+from minigpt4.server.uploads import Uploads
+from minigpt4.server.work import Work
 
 _log = logging.getLogger(__name__)
 RETRY_AFTER_SECONDS = "1"
-UNREAD_FACTOR = 4
-"""A body this many times too large is still received, and thrown away: who is still sending reads no answer."""
 _HIDDEN = "the service failed on this request; its log says why"
 
 
@@ -40,16 +39,17 @@ class Service:
     """One model behind OpenAI's interface."""
 
     def __init__(self, loaded: LoadedModel, name: str, key: str = "") -> None:
-        """Serve `loaded` as `name`; with a `key`, only to those who have it."""
-        self.limits: ServerSection = loaded.config.server
+        """Serve `loaded` as `name`; with a `key`, only to clients that send it."""
+        self.limits: ServerConfig = loaded.config.server
         self.name = name
         self._key = key.encode()
-        self._defaults = replace(loaded.config.chat, num_beams=1)  # beams cannot join other rows, nor stream
+        self._defaults = replace(loaded.config.chat, num_beams=1)  # beams can neither join other rows nor stream
         self._started = int(time.time())
         self._work = Work(loaded, self.limits)
+        self._uploads = Uploads(self.limits)
 
     def app(self) -> Starlette:
-        """Return the ASGI application; its end is the end of the service."""
+        """Return the ASGI application; when it ends, decoding stops."""
 
         @asynccontextmanager
         async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -68,8 +68,8 @@ class Service:
         )
 
     async def health(self, _request: Request) -> Response:
-        """Say that the service lives; needs no key."""
-        return JSONResponse({"status": "ok", "model": self.name, "requests_under_way": self._work.under_way})
+        """Report that the service is running; needs no key."""
+        return JSONResponse({"status": "ok", "model": self.name, "requests_under_way": self._work.in_progress})
 
     async def models(self, request: Request) -> Response:
         """List the one model."""
@@ -77,41 +77,44 @@ class Service:
         return JSONResponse({"object": "list", "data": [self._model()]})
 
     async def model(self, request: Request) -> Response:
-        """Tell about the one model."""
+        """Describe the one model."""
         self._check_key(request)
         self._check_model(request.path_params["name"])
         return JSONResponse(self._model())
 
     async def chat(self, request: Request, send: Send) -> None:
-        """Answer one chat request; a client that goes away ends the work for it."""
+        """Answer one chat request; the work for it stops if the client disconnects."""
         self._check_key(request)
         _check_type(request)
-        with self._work.place():
-            asked = read_request(await self._body(request), self._defaults, self.limits)
-            self._check_model(asked.model)
-            await _while_connected(request.receive, self._answer(asked, request, send))
+        with self._uploads.upload() as upload:
+            body = await upload.receive(request)
+            with self._work.place():  # only now: a client that sends nothing takes no place
+                asked = await self._work.read(body, self._defaults)
+                del body  # the texts of `asked` replace it
+                self._check_model(asked.model)
+                await _while_connected(request.receive, self._answer(asked, request, send))
 
     async def _answer(self, asked: ChatRequest, request: Request, send: Send) -> None:
-        completion, started, job = Completion(self.name), time.monotonic(), self._work.job(asked)
-        async with job as stream:
+        completion, started = Completion(self.name), time.monotonic()
+        async with self._work.answer(asked) as stream:
             if asked.stream:
-                await _send_events(send, self._events(asked, completion, job, stream))
+                await _send_events(send, self._events(asked, completion, stream))
             else:
-                text = "".join([piece async for piece in job.pieces()])
+                text = "".join([piece async for piece in self._work.pieces(stream)])
                 await JSONResponse(completion.whole(text, stream))(request.scope, request.receive, send)
             _log.info(
                 "chat: %d prompt tokens, %d answer tokens, %.2f s, %s",
                 *(stream.prompt_tokens, stream.completion_tokens, time.monotonic() - started, stream.finish_reason),
             )
 
-    async def _events(self, asked: ChatRequest, completion: Completion, job: Job, stream: Stream) -> AsyncIterator[str]:
-        """Yield an answer as server-sent events; what fails on the way is an event, too."""
+    async def _events(self, asked: ChatRequest, completion: Completion, stream: Stream) -> AsyncIterator[str]:
+        """Yield an answer as server-sent events; an error is an event too, because the status is sent already."""
         yield event(completion.chunk({"role": "assistant", "content": ""}))
         try:
-            async for piece in job.pieces():
+            async for piece in self._work.pieces(stream):
                 yield event(completion.chunk({"content": piece}))
-        except Exception:  # the status is sent already
-            _log.exception("an answer failed on its way")
+        except Exception:
+            _log.exception("an answer failed after it began")
             yield event(error_of(RequestError(_HIDDEN, status=500)))
             return
         yield event(completion.chunk({}, stream.finish_reason))
@@ -119,58 +122,24 @@ class Service:
             yield event(completion.usage_chunk(stream))
         yield DONE
 
-    async def _body(self, request: Request) -> bytes:
-        """Return the body.
-
-        Raises:
-            RequestError: it is too large, or takes too long.
-        """
-        most = int(self.limits.max_body_megabytes * 1e6)
-        too_large = RequestError(
-            f"the request is larger than {self.limits.max_body_megabytes:g} MB", status=413, code="request_too_large"
-        )
-        declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > UNREAD_FACTOR * most:
-            raise too_large
-        body, size = bytearray(), 0
-        try:
-            async with asyncio.timeout(self.limits.body_seconds):
-                async for chunk in request.stream():
-                    size += len(chunk)
-                    if size <= most:
-                        body += chunk
-                    elif size > UNREAD_FACTOR * most:
-                        break
-        except TimeoutError as error:
-            raise RequestError("the request took too long to arrive", status=408) from error
-        if size > most:
-            raise too_large
-        return bytes(body)
-
     def _check_key(self, request: Request) -> None:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         fits = hmac.compare_digest(given.strip().encode(), self._key)
         if self._key and not (scheme.lower() == "bearer" and fits):
-            raise RequestError(
-                "this service wants its key: Authorization: Bearer KEY", status=401, code="invalid_api_key"
-            )
+            message = "missing or wrong key; send the header Authorization: Bearer KEY"
+            raise RequestError(message, status=401, code="invalid_api_key")
 
     def _check_model(self, name: str | None) -> None:
-        if name not in (None, self.name):
-            shown = str(name)[:60]
-            raise RequestError(
-                f"there is no model {shown!r} here; this service has {self.name!r}",
-                status=404,
-                param="model",
-                code="model_not_found",
-            )
+        if name is not None and name != self.name:
+            message = f"unknown model {name[:60]!r}; this service has {self.name!r}"
+            raise RequestError(message, status=404, param="model", code="model_not_found")
 
     def _model(self) -> dict[str, Any]:
         return {"id": self.name, "object": "model", "created": self._started, "owned_by": "minigpt4"}
 
 
 class _Endpoint:
-    """`Service.chat` as an ASGI application of its own: it has to see the client go, also while it sends."""
+    """`Service.chat` as an ASGI application, which can watch for a disconnected client while it sends."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -179,25 +148,25 @@ class _Endpoint:
         try:
             await self._service.chat(Request(scope, receive), send)
         except ClientDisconnect:
-            _log.info("chat: the client went away before its request was here")
+            _log.info("chat: the client disconnected before its request was complete")
 
 
 def _check_type(request: Request) -> None:
-    """Refuse what is not sent as JSON: a page of any origin can make a browser send a form, but not JSON."""
+    """Accept only JSON: a web page of any origin can make a browser send a form, but not JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise RequestError("the request must be sent as Content-Type: application/json", status=415)
 
 
 async def _while_connected(receive: Receive, answer: Coroutine[Any, Any, None]) -> None:
-    """Run `answer` to its end, or until the client goes away."""
+    """Run `answer` to its end, or until the client disconnects."""
     working, watching = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             working.result()
         else:
-            _log.info("chat: the client went away")
+            _log.info("chat: the client disconnected")
     finally:
         working.cancel()
         watching.cancel()
@@ -229,7 +198,7 @@ async def _refuse(_request: Request, error: Exception) -> Response:
 
 
 async def _refuse_http(request: Request, error: Exception) -> Response:
-    """Answer what the router refuses: no such path, or not with this method."""
+    """Answer a request with an unknown path, or with the wrong method."""
     if not isinstance(error, HTTPException):
         return await _refuse(request, error)
     message = f"{request.method} {request.url.path}: {error.detail}"

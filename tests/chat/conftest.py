@@ -1,16 +1,18 @@
-"""Loaded models for chat: a random one, and one that says what it is told."""
+"""Loaded models for chat: a random one, and one that gives a chosen answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from minigpt4.chat.engine import Engine, Prompt
 from minigpt4.checkpoints.assemble import LoadedModel, assemble
 from minigpt4.config import load_config
+from minigpt4.config.sections import ChatConfig
 
 
 @pytest.fixture
@@ -35,19 +37,23 @@ def image(colour: str) -> Image.Image:
     return Image.new("RGB", (30, 20), colour)
 
 
+def stream(engine: Engine, prompt: Prompt, settings: ChatConfig) -> Iterator[str]:
+    return engine.stream(engine.new_answer(settings), engine.embeds(prompt, settings.max_new_tokens))
+
+
 def ids_of(loaded, *pieces: str | int) -> list[int]:
-    convert = loaded.encoder.tokenizer.tokenizer.convert_tokens_to_ids
+    convert = loaded.conversation.tokenizer.tokenizer.convert_tokens_to_ids
     ids = [piece if isinstance(piece, int) else convert(piece) for piece in pieces]
     assert 0 not in ids  # every piece is in the vocabulary
     return ids
 
 
 def teach(loaded: LoadedModel, ids: list[int]) -> None:
-    """Rewrite the language model's weights so that it answers every prompt with `ids`, whatever is asked.
+    """Rewrite the language model's weights so that it answers every prompt with `ids`.
 
     Each layer adds nothing, each token's embedding is an axis of its own, and the head maps it to the next token.
     """
-    prompt_end = loaded.encoder.tokenizer.encode([(loaded.encoder.chat_template.question[1], True)])[-1]
+    prompt_end = loaded.conversation.tokenizer.tokenize([(loaded.conversation.chat_template.question[1], True)])[-1]
     chain = [prompt_end, *ids]
     llm = loaded.model.language_model.model
     assert len(set(chain)) == len(chain) <= llm.config.hidden_size

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from minigpt4.chat.answer import Answer
-from minigpt4.chat.decoding.loop import Decoder, pad_left
-from minigpt4.chat.section import ChatSection
+from minigpt4.chat.decoding.decoder import Decoder, pad_left
+from minigpt4.config.sections import ChatConfig
 from minigpt4.errors import DecodingError
 from minigpt4.models.language_model import LanguageModel
 from tests.models import parts
@@ -22,7 +24,7 @@ def prompts(llm: LanguageModel) -> list[torch.Tensor]:
 
 
 def answers_for(rows: list[torch.Tensor], **settings) -> list[Answer]:
-    chosen = ChatSection(**{"max_new_tokens": 8, **settings})
+    chosen = ChatConfig(**{"max_new_tokens": 8, **settings})
     return [Answer(parts.encoder(), chosen, ()) for _ in rows]
 
 
@@ -73,7 +75,7 @@ def logits_of(llm: LanguageModel, rows: list[torch.Tensor], tokens: int = 8) -> 
 def test_logits_of_a_batch_are_those_of_its_rows(family):
     torch.manual_seed(4)
     llm, tolerance = parts.language_model(family), 1e-4
-    if family != "gemma2":  # its eager attention takes the softmax in float32, whatever the model is held in
+    if family != "gemma2":  # its eager attention takes the softmax in float32, whatever the precision of the model
         llm, tolerance = llm.double(), 1e-9
     rows = prompts(llm)
     together = logits_of(llm, rows)
@@ -82,7 +84,7 @@ def test_logits_of_a_batch_are_those_of_its_rows(family):
 
 
 @pytest.mark.parametrize("family", parts.FAMILIES)
-def test_the_cache_gives_the_tokens_of_the_whole_row_read_anew(family):
+def test_the_cache_gives_the_tokens_of_the_whole_row_read_again(family):
     torch.manual_seed(2)
     llm = parts.language_model(family)
     row = prompts(llm)[1]
@@ -99,7 +101,7 @@ def test_rows_come_and_go_between_steps(family):
     torch.manual_seed(3)
     llm = parts.language_model(family)
     rows = prompts(llm)
-    settings = [
+    settings: list[dict[str, Any]] = [
         {"max_new_tokens": 12},
         {"max_new_tokens": 2, "repetition_penalty": 1.5},
         {"max_new_tokens": 9, "temperature": 2.0, "seed": 5},
@@ -140,7 +142,7 @@ def test_sampling_repeats_with_its_seed_and_obeys_its_limits():
 
 
 def test_whole_numbers_are_settings_too():
-    """A slider at 1 and a notebook give `1`, and transformers' processors refuse what is no float."""
+    """A slider at 1 and a notebook give `1`, and transformers' processors require floats."""
     llm = parts.language_model()
     whole = run(llm, prompts(llm), temperature=1, top_p=1, repetition_penalty=2)
     assert whole == run(llm, prompts(llm), temperature=1.0, top_p=1.0, repetition_penalty=2.0)
@@ -166,4 +168,4 @@ def test_logits_that_are_not_finite_are_an_error(bad):
 )
 def test_settings_that_no_decoding_can_use(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
-        ChatSection(**settings)
+        ChatConfig(**settings)

@@ -1,22 +1,23 @@
-"""Many requests, one loop: every answer is its own, whoever comes and goes beside it."""
+"""Many requests, one loop: every answer is independent of the others."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 import torch
 
 from minigpt4.chat.engine import Engine, Prompt
 from minigpt4.chat.scheduler import Scheduler
-from minigpt4.chat.section import ChatSection
+from minigpt4.config.sections import ChatConfig
 from minigpt4.conversation.dialogue import Dialogue, Turn
 from minigpt4.errors import ContextLengthError, ConversationError, DecodingError
 from tests.chat.conftest import image
 
-GREEDY = ChatSection(max_new_tokens=12)
-LONG = ChatSection(max_new_tokens=400)
+GREEDY = ChatConfig(max_new_tokens=12)
+LONG = ChatConfig(max_new_tokens=400)
 
 
 def prompt(engine: Engine, question: str, *colours: str) -> Prompt:
@@ -30,14 +31,14 @@ def engine(loaded) -> Engine:
 
 @pytest.fixture
 def scheduler(engine) -> Iterator[Scheduler]:
-    with Scheduler(engine, max_rows=3) as running:
+    with closing(Scheduler(engine, max_rows=3)) as running:
         yield running
 
 
 def test_answers_of_many_threads_are_those_of_one_by_one(engine, scheduler):
     asked = [prompt(engine, "Why? " * (n % 5 + 1), *["red", "blue"][: n % 3]) for n in range(12)]
     settings = [
-        ChatSection(max_new_tokens=4 + n % 7, temperature=2.0 * (n % 2), seed=n, top_k=40 * (n % 3)) for n in range(12)
+        ChatConfig(max_new_tokens=4 + n % 7, temperature=2.0 * (n % 2), seed=n, top_k=40 * (n % 3)) for n in range(12)
     ]
     alone = [engine.decode([p], s)[0] for p, s in zip(asked, settings, strict=True)]
     found: dict[int, list[str]] = {}
@@ -89,9 +90,28 @@ def test_leaving_the_loop_early_cancels(engine, scheduler):
 
 def test_what_cannot_be_asked_is_an_error_at_once(engine, scheduler):
     with pytest.raises(ContextLengthError, match="reads 512"):
-        scheduler.submit(prompt(engine, "Why?"), ChatSection(max_new_tokens=600))
+        scheduler.submit(prompt(engine, "Why? " * 300), GREEDY)
     with pytest.raises(ConversationError, match=r"mention 1 image\(s\), but the sample has 0"):
         scheduler.submit(Prompt(Dialogue((Turn("What is <ImageHere>?"),))), GREEDY)
+
+
+def test_an_answer_is_cut_to_the_room_that_the_prompt_leaves(engine, scheduler):
+    stream = scheduler.submit(prompt(engine, "Why? " * 90), ChatConfig(max_new_tokens=600))
+    assert len(list(stream)) > 0
+    assert stream.prompt_tokens + stream.completion_tokens == 512
+    assert stream.finish_reason == "length"
+
+
+@pytest.mark.parametrize("settings", [{"repetition_penalty": 1e-320, "temperature": 1.0}, {"temperature": 1e-320}])
+def test_settings_that_fail_at_a_token_end_their_own_row_only(engine, scheduler, settings):
+    long = ChatConfig(max_new_tokens=60)
+    expected = engine.answer([prompt(engine, "Why?")], long)[0]
+    others = [scheduler.submit(prompt(engine, "Why?"), long) for _ in range(2)]
+    iterators = [iter(other) for other in others]
+    pieces = [next(iterator) for iterator in iterators]
+    with pytest.raises(DecodingError, match="probabilities of the next token are not finite"):
+        list(scheduler.submit(prompt(engine, "Who?"), ChatConfig(max_new_tokens=60, **settings)))
+    assert [first + "".join(rest) for first, rest in zip(pieces, iterators, strict=True)] == [expected, expected]
 
 
 def test_a_request_that_fails_fails_alone(engine, scheduler):

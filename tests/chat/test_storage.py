@@ -1,4 +1,4 @@
-"""A session on disk: reopened, it goes on as if it had never stopped."""
+"""A session on disk: reopened, it continues as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import re
 
 import pytest
 
-from minigpt4.chat.section import ChatSection
 from minigpt4.chat.session import Chat, Session
 from minigpt4.chat.storage import FILE
+from minigpt4.config.sections import ChatConfig
 from minigpt4.errors import ConversationError, ImageError
 from tests.chat.conftest import image
 
-SETTINGS = ChatSection(max_new_tokens=6)
+SETTINGS = ChatConfig(max_new_tokens=6)
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def session(loaded, tmp_path) -> Session:
     return session
 
 
-def test_a_reopened_session_goes_on(loaded, session, tmp_path):
+def test_a_reopened_session_continues(loaded, session, tmp_path):
     session.save(tmp_path / "saved")
     (tmp_path / "red.jpg").unlink()
     chat = Chat(loaded, SETTINGS)
@@ -58,7 +58,7 @@ def test_ids_of_another_tokenizer_are_not_used(loaded, session, tmp_path, caplog
     (tmp_path / FILE).write_text(json.dumps(content | {"tokenizer": "another"}))
     with caplog.at_level(logging.WARNING, "minigpt4"):
         again = Chat(loaded).open(tmp_path)
-    assert "tokenised anew" in caplog.text
+    assert "tokenised again" in caplog.text
     assert [turn.answer for turn in again.turns] == [turn.answer for turn in session.turns]
     assert all(turn.answer_ids is None for turn in again.turns)
 
@@ -67,11 +67,11 @@ def test_ids_of_another_tokenizer_are_not_used(loaded, session, tmp_path, caplog
     ("change", "message"),
     [
         ({"format": 9}, "has format 9; this version reads 1"),
-        ({"turns": [{"question": 5, "answer": "a", "answer_ids": None}]}, "questions and answers are texts"),
-        ({"turns": [{"question": "q", "answer": "a", "answer_ids": ["x"]}]}, "answer_ids are whole numbers"),
+        ({"turns": [{"question": 5, "answer": "a", "answer_ids": None}]}, "question and answer must be texts"),
+        ({"turns": [{"question": "q", "answer": "a", "answer_ids": ["x"]}]}, "answer_ids must be whole numbers"),
         ({"turns": [{"question": "q"}]}, "KeyError: 'answer'"),
         ({"images": []}, r"mention 2 image\(s\), but it lists 0"),
-        ({"images": None}, "is damaged"),
+        ({"images": None}, "damaged or not a session"),
     ],
 )
 def test_damaged_files_are_a_message(loaded, session, tmp_path, change, message):
@@ -82,8 +82,8 @@ def test_damaged_files_are_a_message(loaded, session, tmp_path, change, message)
         Chat(loaded).open(tmp_path)
 
 
-def test_what_is_no_session(loaded, session, tmp_path):
-    with pytest.raises(ConversationError, match=r"no such file; give a folder"):
+def test_a_folder_without_a_session(loaded, session, tmp_path):
+    with pytest.raises(ConversationError, match=r"not found; expected a folder"):
         Chat(loaded).open(tmp_path / "absent")
     (tmp_path / FILE).write_text("{")
     with pytest.raises(ConversationError, match="damaged"):
@@ -91,5 +91,5 @@ def test_what_is_no_session(loaded, session, tmp_path):
     session.save(tmp_path)
     for file in tmp_path.glob("*.png"):
         file.unlink()
-    with pytest.raises(ImageError, match="no such image file"):
+    with pytest.raises(ImageError, match="image file not found"):
         Chat(loaded).open(tmp_path)

@@ -20,7 +20,7 @@ ABOUT = "It answers with noise."
 
 @pytest.fixture(scope="session")
 def loaded(tiny_chat_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    """A model that is tiny, random, and talks for long."""
+    """A tiny random model with long answers."""
     folder = tmp_path_factory.mktemp("page")
     Image.new("RGB", (40, 40), "red").save(folder / "example.png")
     values = {
@@ -61,7 +61,7 @@ def browser() -> Iterator[object]:
 
 @pytest.fixture
 def visit(browser, address: str) -> Iterator[Callable[[], object]]:
-    """Return a function that opens the page as a new visitor, and holds that nothing outside was asked for."""
+    """Return a function that opens the page as a new visitor, and check that nothing outside was requested."""
     contexts = []
     foreign: list[str] = []
 
@@ -73,7 +73,7 @@ def visit(browser, address: str) -> Iterator[Callable[[], object]]:
         context = browser.new_context()
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on("request", note)
         page.goto(address, wait_until="domcontentloaded")
         page.wait_for_selector("#message textarea")

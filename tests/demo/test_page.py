@@ -17,6 +17,8 @@ from minigpt4.demo.start import serve_page
 from minigpt4.errors import ServerError
 from tests.demo.conftest import ABOUT
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 USER, BOT = "#chat [data-testid=user]", "#chat [data-testid=bot]"
 SEND, STOP = "#message button.submit-button", "#message button.stop-button"
@@ -73,7 +75,7 @@ WATCH = """() => {
             window.lengths.add(answer.innerText.length);
     }).observe(document.body, {childList: true, subtree: true, characterData: true});
 }"""
-"""Notes, within the page, every length that an answer has while it grows: a look from outside may come too late."""
+"""Records within the page every length of an answer while it grows; from outside some could be missed."""
 
 
 def test_upload_ask_watch_and_ask_again(visit, picture):
@@ -100,10 +102,10 @@ def test_upload_ask_watch_and_ask_again(visit, picture):
     page.wait_for_function(f"document.querySelectorAll({USER!r}).length == 0")
     upload(page, picture)
     ask(page, "What is this?")
-    assert wait_for_answer(page, 1) == first  # nothing of before is in its prompt
+    assert wait_for_answer(page, 1) == first  # nothing from before is in its prompt
 
 
-def test_stop_keeps_what_was_said_and_the_page_goes_on(visit):
+def test_stop_keeps_what_was_shown_and_the_page_continues(visit):
     page = visit()
     ask(page, "Tell me a story.")
     page.wait_for_function(f"[...document.querySelectorAll({BOT!r})].some(each => each.innerText.trim().length > 5)")
@@ -118,7 +120,7 @@ def test_stop_keeps_what_was_said_and_the_page_goes_on(visit):
     assert answers(page) == [stopped[0], again]
 
 
-def test_a_file_that_is_no_image_is_named_and_the_page_goes_on(visit, tmp_path):
+def test_a_file_that_is_not_an_image_is_named_and_the_page_continues(visit, tmp_path):
     page = visit()
     wrong = tmp_path / "words.png"
     wrong.write_text("these are words")
@@ -161,7 +163,7 @@ def test_two_visitors_at_once_do_not_mix(visit, picture):
     assert wait_for_answer(alone, 1) == theirs
 
 
-def test_the_sliders_decide(visit):
+def test_the_sliders(visit):
     page = visit()
     page.click("#again")
     page.wait_for_selector(f"{TOAST}:has-text('no complete answer')")
@@ -183,7 +185,7 @@ def test_the_sliders_decide(visit):
 def test_only_this_machine_is_served_and_no_endpoint_is_listed(address):
     place = urlsplit(address)
     assert place.hostname == "127.0.0.1"
-    others = {entry[4][0] for entry in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+    others = {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
     for host in others - {"127.0.0.1"}:
         with pytest.raises(OSError, match="refused"), socket.create_connection((host, place.port), timeout=5):
             pass
@@ -191,10 +193,10 @@ def test_only_this_machine_is_served_and_no_endpoint_is_listed(address):
         assert b'"named_endpoints":{}' in answer.read().replace(b" ", b"")
 
 
-def test_a_taken_port_is_one_message(address, loaded):
+def test_a_taken_port_is_one_error(address, loaded):
     place = urlsplit(address)
     with pytest.raises(ServerError, match=f"cannot serve the page on 127.0.0.1 port {place.port}"):
-        serve_page(lambda: (loaded, "tiny"), host="127.0.0.1", port=place.port, share=False)
+        serve_page(lambda: loaded, "tiny", host="127.0.0.1", port=place.port, share=False)
 
 
 def test_without_the_extra_the_message_names_it():

@@ -1,13 +1,17 @@
-"""A service of a tiny random model on a free port of this machine, and the stock client."""
+"""A service of a tiny random model on a free port of this machine, and OpenAI's client."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from email.message import Message
 from pathlib import Path
@@ -25,7 +29,9 @@ from PIL import Image
 from minigpt4.checkpoints.assemble import LoadedModel, assemble
 from minigpt4.config import load_config
 from minigpt4.server.service import Service
-from minigpt4.server.start import bind
+from minigpt4.server.start import bind, configure
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -52,11 +58,10 @@ def load(tiny_file: Path) -> Callable[..., LoadedModel]:
 
 @contextmanager
 def running(loaded: LoadedModel, key: str = "", name: str = "tiny") -> Iterator[tuple[Service, str]]:
-    """Serve a model in a thread; give the service and its address."""
+    """Serve a model in a thread; yield the service and its address."""
     service = Service(loaded, name, key)
     with bind("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(service.app(), log_config=None, ws="none", timeout_graceful_shutdown=5)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(configure(service))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -71,7 +76,8 @@ def running(loaded: LoadedModel, key: str = "", name: str = "tiny") -> Iterator[
 def served(load: Callable[..., LoadedModel]) -> Iterator[tuple[Service, str]]:
     """The tiny model, served with small limits."""
     limits = {"max_body_megabytes": 0.5, "max_images": 3, "max_pixels": 40_000, "max_text_characters": 20_000}
-    with running(load(**limits, max_new_tokens=480, body_seconds=1.0)) as service:
+    seconds = {"body_seconds": 1.0, "shutdown_seconds": 5.0}
+    with running(load(**limits, **seconds, max_new_tokens=480)) as service:
         yield service
 
 
@@ -80,12 +86,47 @@ def client(served: tuple[Service, str]) -> openai.OpenAI:
     return client_of(served[1])
 
 
+@contextmanager
+def process(
+    config: Path, *options: str, prefix: Sequence[str] = ()
+) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """Run `python -m minigpt4 serve`; yield the process, its address, and the lines that it logs."""
+    command = [sys.executable, "-m", "minigpt4", "serve", "--cfg-path", str(config), "--port", "0"]
+    command += ["--options", *options] if options else []
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([*prefix, *command], stderr=subprocess.PIPE, text=True, env=environment) as running:
+        try:
+            lines: list[str] = []
+            while (found := re.search(r"serving tiny at (http://\S+)", "".join(lines))) is None:
+                line = running.stderr.readline()
+                assert line, "".join(lines)
+                lines.append(line)
+            threading.Thread(target=lambda: lines.extend(running.stderr), daemon=True).start()
+            wait_until(lambda: _listens(found.group(1)))
+            yield running, found.group(1), lines
+        finally:
+            running.kill()
+
+
+def _listens(address: str) -> bool:
+    try:
+        return post(address, b"{")[0] == 400
+    except OSError:
+        return False
+
+
+def memory(running: subprocess.Popen[str], name: str) -> float:
+    """Return `VmRSS` or `VmHWM`, its largest value so far, in MB."""
+    status = Path(f"/proc/{running.pid}/status").read_text()
+    return int(re.search(rf"{name}:\s+(\d+) kB", status).group(1)) * 1024 / 1e6
+
+
 def client_of(address: str, key: str = "none") -> openai.OpenAI:
     return openai.OpenAI(base_url=address, api_key=key, max_retries=0, timeout=60)
 
 
 def noise(seed: int, size: int = 28) -> Image.Image:
-    """Return an image unlike that of any other seed."""
+    """Return an image of noise, different for each seed."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
 
 

@@ -1,4 +1,4 @@
-"""Images from http addresses: only public ones, also behind names and redirects, in bounds of size and time."""
+"""Images from http addresses: only public ones, also behind names and redirects, within limits of size and time."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 
+from minigpt4.config.sections import ServerConfig
 from minigpt4.errors import RequestError
-from minigpt4.server.images import ImageReader
+from minigpt4.processors.image import ImageProcessor, ImageSpec
+from minigpt4.server.images import ImageReader, RemoteImages, is_public
 from minigpt4.server.messages import ImageReference
-from minigpt4.server.remote import RemoteImages, is_public
-from minigpt4.server.section import ServerSection
 from tests.server.conftest import data_uri, noise
 
-LIMITS = ServerSection(image_urls=True, image_url_seconds=0.7, image_url_megabytes=0.01)
+LIMITS = ServerConfig(image_urls=True, image_url_seconds=0.7, image_url_megabytes=0.01)
 PRIVATE = [
     *("127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.1", "169.254.169.254", "0.0.0.0", "100.64.0.1", "224.0.0.1"),
     *("::1", "::", "fe80::1", "fc00::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "255.255.255.255"),
@@ -51,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(0.05)
 
     def log_message(self, *_arguments: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def fetch(url: str, allows: Callable[[object], bool] = lambda address: True) -> 
     return RemoteImages(LIMITS, allows).fetch(url)
 
 
-def test_what_is_there_is_fetched(here):
+def test_an_image_is_fetched(here):
     assert fetch(f"{here}/image.png") == b"xxxxx"
     assert fetch(f"{here}/to-?/image.png") == b"xxxxx"
 
@@ -82,7 +83,7 @@ def test_what_is_there_is_fetched(here):
         ("to-?file:///etc/passwd", "must begin with data:"),
     ],
 )
-def test_what_cannot_be_had(here, path, message):
+def test_content_that_cannot_be_fetched(here, path, message):
     started = time.monotonic()
     with pytest.raises(RequestError, match=message):
         fetch(f"{here}/{path}")
@@ -90,7 +91,7 @@ def test_what_cannot_be_had(here, path, message):
 
 
 @pytest.mark.parametrize("address", PRIVATE)
-def test_addresses_that_are_not_public(address):
+def test_private_addresses(address):
     assert not is_public(ipaddress.ip_address(address))
     host = f"[{address}]" if ":" in address else address
     with pytest.raises(RequestError, match=r"not public|cannot be fetched"):
@@ -98,11 +99,11 @@ def test_addresses_that_are_not_public(address):
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808"])
-def test_addresses_that_are(address):
+def test_public_addresses(address):
     assert is_public(ipaddress.ip_address(address))
 
 
-def test_a_name_and_a_redirect_are_checked_like_an_address(here):
+def test_names_and_redirects_are_checked_too(here):
     port = here.rpartition(":")[2]
     with pytest.raises(RequestError, match="not public"):
         RemoteImages(LIMITS).fetch(f"http://localhost:{port}/image.png")
@@ -121,10 +122,12 @@ def test_addresses_of_other_kinds(url):
 
 
 def test_an_image_is_read_with_its_place_in_messages():
-    reader = ImageReader(LIMITS, max_pixels=1000)
-    assert reader(ImageReference(data_uri(noise(1)), "messages.0")).size == (28, 28)
+    spec = ImageSpec(16, 24, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    reader = ImageReader(LIMITS, ImageProcessor(ImageProcessor.Config(max_pixels=1000), spec))
+    assert torch.equal(reader(ImageReference(data_uri(noise(1)), "messages.0")), reader._process(noise(1)))
     with pytest.raises(RequestError, match="not public") as caught:
         reader(ImageReference("http://127.0.0.1/x.png", "messages.3.content.1.image_url"))
     assert caught.value.param == "messages.3.content.1.image_url"
     with pytest.raises(RequestError, match="more than the allowed 1,000"):
         reader(ImageReference(data_uri(noise(1, 40)), "messages.0"))
+    reader.close()

