@@ -1,5 +1,5 @@
-"""What goes out: a trained model in the formats of other tools.
+"""Trained models in the formats of other tools.
 
-`published` (written by `checkpoints/published.py`) for the published code, `huggingface` for transformers alone,
-`prompt_embeds` for a stock server of the untouched language model.
+`published` for the published code, `huggingface` for transformers alone, `prompt_embeds` for a server of the unchanged
+language model.
 """

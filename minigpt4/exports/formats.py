@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt4.checkpoints.assemble import LoadedModel
-from minigpt4.checkpoints.published import save_published
 from minigpt4.errors import ExportError
+from minigpt4.exports.fitting import MISFIT, check_fits
 from minigpt4.exports.huggingface.folder import export_huggingface
 from minigpt4.exports.prompt_embeds import export_prompt_embeds
+from minigpt4.exports.published import export_published
 
 
 def write(loaded: LoadedModel, to: str, out: Path, *, images: Sequence[str | Path] = (), question: str = "") -> None:
@@ -19,19 +20,20 @@ def write(loaded: LoadedModel, to: str, out: Path, *, images: Sequence[str | Pat
         loaded: the model and what belongs to it.
         to: published, huggingface or prompt-embeds.
         out: a file (published) or a folder; must not exist.
-        images: for prompt-embeds, what is asked about.
-        question: for prompt-embeds, what is asked.
+        images: for prompt-embeds, the images that the question is about.
+        question: for prompt-embeds.
 
     Raises:
-        ExportError: no such format, or the model does not fit it.
+        ExportError: unknown format, or the model does not fit it.
     """
+    if to not in MISFIT:
+        raise ExportError(f"unknown format {to!r}; known: {', '.join(MISFIT)}")
     if to != "prompt-embeds" and (images or question):
-        raise ExportError(f"--image and --question belong to --to prompt-embeds, not to {to}")
+        raise ExportError(f"--image and --question are options of --to prompt-embeds, not of {to}")
     if to == "published":
-        save_published(loaded.model, loaded.encoder.training_template, out)
+        check_fits(loaded, to)
+        export_published(loaded.model, loaded.conversation.training_template, out)
     elif to == "huggingface":
         export_huggingface(loaded, out)
-    elif to == "prompt-embeds":
-        export_prompt_embeds(loaded, out, images, question)
     else:
-        raise ExportError(f"unknown format {to!r}; known: published, huggingface, prompt-embeds")
+        export_prompt_embeds(loaded, out, images, question)

@@ -1,4 +1,4 @@
-"""Run in a process of its own, with nothing of this package: what an exported folder computes and answers."""
+"""What an exported folder computes and answers; run in a separate process, without this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny models whose every tensor is noise, so that one that is lost, swapped or left out shows."""
+"""Tiny models of random tensors, so that a tensor that is missing or swapped is noticed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conformance.tiny import QFORMER
 
 
 def with_qformer(values: dict[str, Any], **model: Any) -> dict[str, Any]:
-    """Return config values with a Q-Former behind the encoder, and other changes of `model`."""
+    """Return config values with a Q-Former after the encoder, and other changes of `model`."""
     return {**values, "model": {**values["model"], "resampler": QFORMER, **model}}
 
 

@@ -1,9 +1,10 @@
-"""`python -m minigpt4 export`: from a trained checkpoint to each format, and what is refused."""
+"""`python -m minigpt4 export`: from a trained checkpoint to each format, and its errors."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def export(checkpoint: Path, to: str, out: Path, *more: str) -> int:
     return main(["export", str(checkpoint), "--to", to, "--out", str(out), *more])
 
 
-def test_a_checkpoint_goes_out_in_every_format(checkpoint, pairs, tmp_path, capsys):
+def test_a_checkpoint_is_exported_in_every_format(checkpoint, pairs, tmp_path, capsys):
     trained = load_file(checkpoint / "model.safetensors")
     file = tmp_path / "out.pth"
     assert export(checkpoint, "published", file) == 0
@@ -44,10 +45,14 @@ def test_a_checkpoint_goes_out_in_every_format(checkpoint, pairs, tmp_path, caps
 
     question = ["--image", str(pairs / "image" / "0.jpg"), "--question", "What is it?"]
     assert export(checkpoint, "prompt-embeds", tmp_path / "prompt", *question) == 0
-    assert sorted(path.name for path in (tmp_path / "prompt").iterdir()) == ["prompt_embeds.pt", "request.json"]
+    assert sorted(path.name for path in (tmp_path / "prompt").iterdir()) == [
+        "example.py",
+        "prompt_embeds.pt",
+        "request.json",
+    ]
 
 
-def test_what_exists_is_not_written_over(checkpoint, tmp_path, capsys):
+def test_existing_files_are_not_overwritten(checkpoint, tmp_path, capsys):
     for to in ("published", "huggingface", "prompt-embeds"):
         out = tmp_path / to
         out.touch()
@@ -58,24 +63,24 @@ def test_what_exists_is_not_written_over(checkpoint, tmp_path, capsys):
 
 def test_a_question_belongs_to_prompt_embeds(checkpoint, tmp_path, capsys):
     assert export(checkpoint, "published", tmp_path / "out.pth", "--question", "Why?") == 1
-    assert "belong to --to prompt-embeds, not to published" in capsys.readouterr().err
+    assert "are options of --to prompt-embeds, not of published" in capsys.readouterr().err
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "more was trained": (
         {"trainable": ["llama_proj", "resampler"]},
-        r"loads llama_proj alone, but this model has also learnt resampler\.",
+        r"loads llama_proj only, but this model also has trained resampler\.",
     ),
     "another encoder": (
         {"vision_encoder": {"type": "timm", "name": "test_vit", "weights": "random"}},
-        "this model has TimmEncoder and QFormer: keep the checkpoint, or use --to prompt-embeds",
+        "this model has TimmEncoder and QFormer: use --to prompt-embeds, or keep the checkpoint",
     ),
     "another resampler": ({"resampler": {"type": "pool", "grid": 2}}, "this model has EvaViTG and Pool"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_the_published_code_cannot_use_is_refused(tiny_values, write_config, tmp_path, capsys, case):
+def test_a_model_that_the_published_code_cannot_use_is_an_error(tiny_values, write_config, tmp_path, capsys, case):
     change, message = REFUSED[case]
     file = write_config(with_qformer(tiny_values, **change))
     assert export(file, "published", tmp_path / "out.pth") == 1

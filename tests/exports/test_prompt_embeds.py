@@ -1,4 +1,4 @@
-"""The request that a stock server takes, and the answer that the untouched language model gives to it."""
+"""The request for a server, and the answer of the unchanged language model to it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minigpt4 import Chat
-from minigpt4.errors import ContextLengthError, ExportError
+from minigpt4.errors import ContextLengthError
 from minigpt4.exports.prompt_embeds import export_prompt_embeds, stops
 from tests.exports.parts import noisy
 
 
 @pytest.mark.parametrize("images", [0, 1, 2])
-def test_the_untouched_language_model_answers_as_our_chat(tiny_values, pairs, tiny_llm, tmp_path, images):
+def test_the_unchanged_language_model_gives_the_answer_of_our_chat(tiny_values, pairs, tiny_llm, tmp_path, images):
     tiny_values["chat"]["max_new_tokens"] = 8
     loaded = noisy(tiny_values)
-    # The folder is what is served, so our model must hold it as it is.
+    # The folder is served, so our model must have the same weights.
     loaded.model.language_model.model.load_state_dict(AutoModelForCausalLM.from_pretrained(tiny_llm).state_dict())
     pictures = [str(pairs / "image" / f"{n}.jpg") for n in range(images)]
     export_prompt_embeds(loaded, tmp_path / "out", pictures, "What is this?")
@@ -32,9 +32,9 @@ def test_the_untouched_language_model_answers_as_our_chat(tiny_values, pairs, ti
     assert embeds.shape[1] == 32
     assert len(base64.b64decode(request["prompt_embeds"])) < 4096 + embeds.nbytes  # the tensor, not a larger storage
 
-    stock = AutoModelForCausalLM.from_pretrained(request["model"])
+    plain = AutoModelForCausalLM.from_pretrained(request["model"])
     tokenizer = AutoTokenizer.from_pretrained(request["model"])
-    ids = stock.generate(
+    ids = plain.generate(
         inputs_embeds=embeds.unsqueeze(0),
         max_new_tokens=request["max_tokens"],
         do_sample=request["temperature"] > 0,
@@ -44,27 +44,21 @@ def test_the_untouched_language_model_answers_as_our_chat(tiny_values, pairs, ti
     )[0]
     text = tokenizer.decode([i for i in ids.tolist() if i not in request["stop_token_ids"]])
     answer = Chat(loaded).session(images=pictures).ask("What is this?")
-    assert text.partition(request["stop"][0])[0].strip() == answer
+    assert str(text).partition(request["stop"][0])[0].strip() == answer
     assert len(ids) > 1
 
 
 def test_the_request_stops_where_our_chat_does(tiny_values):
     assert stops(noisy(tiny_values)) == {"stop": ["###"], "stop_token_ids": [2]}
-    tiny_values["conversation"]["template"] = "llama2"  # its end mark is a special token, which servers do not show
+    tiny_values["conversation"]["template"] = (
+        "llama2"  # its end mark is a special token, which is not part of a server's text
+    )
     assert stops(noisy(tiny_values)) == {"stop": [], "stop_token_ids": [2]}
     tiny_values["conversation"]["template"] = "plain"
     assert stops(noisy(tiny_values)) == {"stop": ["\n"], "stop_token_ids": [2]}
 
 
-def test_a_language_model_that_learnt_is_refused(tiny_values, tmp_path):
-    tiny_values["model"]["trainable"] = ["llama_proj", "lora"]
-    tiny_values["model"]["language_model"]["lora"] = {"rank": 2}
-    with pytest.raises(ExportError, match=r"model's lora was trained, so a server .* use --to huggingface"):
-        export_prompt_embeds(noisy(tiny_values), tmp_path / "out", [], "Why?")
-    assert not list(tmp_path.glob("*out*"))
-
-
-def test_a_prompt_that_leaves_no_room_for_the_answer(tiny_values, tmp_path):
+def test_a_prompt_that_leaves_no_room_for_the_answer_is_an_error(tiny_values, tmp_path):
     tiny_values["chat"]["max_new_tokens"] = 600
-    with pytest.raises(ContextLengthError, match=r"may have 600, but the language model reads 512: lower chat"):
+    with pytest.raises(ContextLengthError, match=r"may have 600, but the language model reads 512: .*lower chat"):
         export_prompt_embeds(noisy(tiny_values), tmp_path / "out", [], "Why?")

@@ -1,4 +1,4 @@
-"""Files of the published layouts: in, a step of training, out, and every tensor is the one it was."""
+"""Files of the published layouts: import, a step of training, export, and every tensor is unchanged."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from omegaconf import OmegaConf
 
 from benchmarks.rehearsal_files import architecture, write_all
 from minigpt4 import load_model
-from minigpt4.checkpoints.published import save_published
 from minigpt4.exports.formats import write
 from minigpt4.exports.huggingface.folder import export_huggingface
+from minigpt4.exports.published import export_published
 from minigpt4.models.resampler import QFormer
 from minigpt4.weights import read_tensors
 from tests.runners.parts import train
+
+pytestmark = pytest.mark.slow
 
 KINDS = {"7b": "vicuna_7b", "13b": "vicuna_13b", "llama2": "llama2"}
 
@@ -45,8 +47,8 @@ def trained(request, tiny_values, files, tmp_path):
 
 
 @pytest.mark.parametrize("trained", KINDS, indirect=True)
-def test_a_published_file_holds_what_was_trained(trained, tmp_path):
-    save_published(trained.model, trained.encoder.training_template, tmp_path / "out.pth")
+def test_a_published_file_contains_what_was_trained(trained, tmp_path):
+    export_published(trained.model, trained.conversation.training_template, tmp_path / "out.pth")
     found = read_tensors(tmp_path / "out.pth")
     assert found.keys() == {"llama_proj.weight", "llama_proj.bias"}
     assert all(torch.equal(tensor, trained.model.state_dict()[name]) for name, tensor in found.items())
@@ -54,7 +56,7 @@ def test_a_published_file_holds_what_was_trained(trained, tmp_path):
 
 
 @pytest.mark.parametrize("trained", KINDS, indirect=True)
-def test_what_went_out_comes_in_again_bit_by_bit(trained, tmp_path, files):
+def test_exports_are_imported_again_bit_by_bit(trained, tmp_path, files):
     """The published file as `model.init_from`; the Hugging Face folder as encoder and Q-Former."""
     write(trained, "published", tmp_path / "out.pth")
     options = [f"model.init_from={tmp_path / 'out.pth'}"]
@@ -63,14 +65,14 @@ def test_what_went_out_comes_in_again_bit_by_bit(trained, tmp_path, files):
         parts = ("vision_encoder.weights", "vision_encoder.ln_vision_weights", "resampler.weights")
         options += [f"model.{part}={tmp_path / 'out'}" for part in parts]
     again = load_model(tmp_path / "run" / "config.yaml", options, device="cpu")
-    wanted = trained.model.state_dict()
+    expected = trained.model.state_dict()
     found = again.model.state_dict()
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
 @pytest.mark.parametrize("trained", ["7b", "13b"], indirect=True)
-def test_a_hugging_face_folder_holds_the_published_numbers_under_the_names_of_blip2(trained, files, tmp_path):
+def test_a_hugging_face_folder_has_the_published_numbers_under_the_names_of_blip2(trained, files, tmp_path):
     export_huggingface(trained, tmp_path / "out", shard_bytes=30_000)
     out = read_tensors(tmp_path / "out")
     blip2 = read_tensors(files["blip2_hf"], lambda name: not name.startswith("language_"))

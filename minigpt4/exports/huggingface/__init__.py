@@ -1,5 +1,5 @@
 """A folder that transformers opens without this package: `Blip2ForConditionalGeneration` with a LLaMA inside.
 
-`names` maps tensors, `folder` writes everything, `card` the README, and `example.py` travels along: it builds prompts
-with our exact token ids from transformers alone.
+`folder` writes everything, `weights` the tensors, `card` the README. `example.py` is copied into the folder: it builds
+prompts with exactly our token ids and needs only transformers.
 """

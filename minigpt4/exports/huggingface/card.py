@@ -1,4 +1,4 @@
-"""The README of an exported folder: what the model is made of, how to ask it, what is exact and what is not."""
+"""The README of an exported folder: the parts of the model, how to use it, and where it is exact."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ tags: [vision-language, minigpt-4]
 A MiniGPT-4 ({version}) as `Blip2ForConditionalGeneration`: EVA-ViT-g and Q-Former, one linear layer
 (`language_projection`, our `llama_proj`), and a LLaMA. {trained}
 
-| part | from | held in | fingerprint |
+| part | from | precision | fingerprint |
 |---|---|---|---|
 {parts}
 
 Training steps: {step}. Conversation format: `{template}` (`prompt_format.json`).
 {notes}
-## Ask it
+## Usage
 
 ```sh
 python example.py --image photo.jpg --question "What is this?"
@@ -35,21 +35,21 @@ answerer = Answerer(dtype="float32")
 print(answerer.answer(["photo.jpg"], [("What is this?", None)]))
 ```
 
-`example.py` needs transformers (5 or later), torch and Pillow, and nothing else.
+`example.py` needs only transformers (5 or later), torch and Pillow.
 
-## What to know
+## Notes
 
-- **Prompts.** The image stands *inside* the prompt: {queries} times the token `<image>` (id {image_token}).
-  `example.py` builds the very token ids of training. `processor(images=..., text=...)` alone does not: it tokenises
+- **Prompts.** The image is *inside* the prompt: {queries} times the token `<image>` (id {image_token}).
+  `example.py` builds exactly the token ids of training. `processor(images=..., text=...)` alone does not: it tokenises
   the text as one piece and does not place the image.
 - **One epsilon.** transformers has one epsilon for all norms of the image encoder (1e-6); this model's last norm has
-  1e-5. `example.py` sets it after loading, which is exact. Without that line the image embeds of an image of noise
+  1e-5. `example.py` sets it after loading, which is exact. Without that line the image embeds of a noise image
   change by up to {difference:.1e} (the largest is {largest:.1f}).
-- **Precision.** The files hold each part in the precision it was used in, but transformers casts all of them to one.
-  `"auto"` is the language model's, {dtype}, with its rounding in the image encoder, too; `dtype="float32"` rounds
+- **Precision.** The files contain each part in the precision it was used in, but transformers casts all of them to
+  one. `"auto"` is that of the language model, {dtype}, which also rounds the image encoder; `dtype="float32"` rounds
   nothing.
-- **`<image>` is never an answer.** `example.py` suppresses it; do the same (`suppress_tokens`) with your own calls
-  of `generate`.
+- **`<image>` is never part of an answer.** `example.py` suppresses it; do the same (`suppress_tokens`) in your own
+  calls of `generate`.
 - **Stopping.** Answers end at the end-of-sequence id or at `{end}`.
 """
 
@@ -60,8 +60,8 @@ def model_card(loaded: LoadedModel, name: str, image_token_id: int, norm_differe
     Args:
         loaded: the exported model.
         name: of the folder.
-        image_token_id: id of `<image>`.
-        norm_difference: largest change of an image embed under transformers' epsilon, and the largest embed.
+        image_token_id: of `<image>`.
+        norm_difference: largest change of an image embed with transformers' epsilon, and the largest embed.
     """
     from minigpt4 import __version__
 
@@ -80,12 +80,12 @@ def model_card(loaded: LoadedModel, name: str, image_token_id: int, norm_differe
         trained=f"Trained: {', '.join(trained)}." + (" Adapters are merged." if "lora" in trained else ""),
         parts="\n".join(rows),
         step=manifest.step if manifest else "none",
-        template=loaded.encoder.chat_template.name,
+        template=loaded.conversation.chat_template.name,
         notes="".join(f"\n- {note}" for note in manifest.notes) + "\n" if manifest and manifest.notes else "",
         queries=model.num_query_tokens,
         image_token=image_token_id,
         difference=norm_difference[0],
         largest=norm_difference[1],
         dtype=str(model.language_model.dtype).removeprefix("torch."),
-        end=loaded.encoder.training_template.end.replace("\n", "\\n"),
+        end=loaded.conversation.training_template.end.replace("\n", "\\n"),
     )

@@ -1,10 +1,10 @@
-"""Ask this model about images: transformers, torch and Pillow are all it takes.
+"""Ask this model about images; needs only transformers, torch and Pillow.
 
     python example.py --image photo.jpg --question "What is this?"
 
-`prompt_format.json` beside this file holds the fixed text around questions, answers and images. The prompt is tokenised
-segment by segment as in training: a segment is what stands between two images, an answer is one of its own, and
-special tokens count only where the format itself writes them.
+`prompt_format.json` in the same folder has the fixed text around questions, answers and images. The prompt is tokenised
+in segments as in training: the text between two images is one segment, an answer is a segment of its own, and special
+tokens are recognised only in the fixed text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 
 HERE = Path(__file__).resolve().parent
 MARK = "<ImageHere>"
-"""Where a question places an image; without it all images stand in front of the first that is asked."""
+"""The place of an image in a question; without it all images come before the first question."""
 WHITE = (255, 255, 255)
 
 
@@ -32,7 +32,7 @@ class Answerer:
     def __init__(self, folder: Path = HERE, dtype: Any = "auto", device: str = "cpu") -> None:
         self.form: dict[str, Any] = json.loads((folder / "prompt_format.json").read_text(encoding="utf-8"))
         self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval().to(device)
-        # transformers has one epsilon for all norms of the image encoder; this one was trained with another.
+        # transformers has one epsilon for all norms of the image encoder; this norm was trained with another.
         self.model.vision_model.post_layernorm.eps = self.form["post_layernorm_eps"]
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
@@ -47,7 +47,7 @@ class Answerer:
         form, marks = self.form, sum(question.count(MARK) for question, _ in turns)
         if marks not in (0, num_images):
             raise ValueError(f"the questions mention {marks} image(s), but there are {num_images}")
-        if form["isolate_turns"] and len(turns) > 1:  # it has learnt every question alone, with all images
+        if form["isolate_turns"] and len(turns) > 1:  # every question was trained alone, with all images
             question, answer = turns[-1]
             marks = num_images if question.count(MARK) == num_images else 0
             turns = [(question if marks else question.replace(MARK, "").strip(), answer)]
@@ -55,24 +55,25 @@ class Answerer:
             words = f" {turns[0][0]}" if turns[0][0] else ""
             turns = [(MARK * num_images + words, turns[0][1]), *turns[1:]]
         ids: list[int] = list(form["bos"])
-        runs: list[tuple[str, bool]] = [(form["opening"], True)]
+        pieces: list[tuple[str, bool]] = [(form["opening"], True)]
         for number, (question, answer) in enumerate(turns):
             before, after = form["question" if number == 0 else "next_question"]
-            runs.append((before, True))
-            *imaged, rest = question.split(MARK)
+            pieces.append((before, True))
+            *imaged, rest = (question.strip() if "user" in form["stripped"] else question).split(MARK)
             for text in imaged:
-                runs += [(text, False), (form["image"][0], True)]
-                ids += self._encode(runs) + [form["image_token_id"]] * form["num_query_tokens"]
-                runs = [(form["image"][1], True)]
-            runs += [(rest, False), (after, True)]
+                pieces += [(text, False), (form["image"][0], True)]
+                ids += self._encode(pieces) + [form["image_token_id"]] * form["num_query_tokens"]
+                pieces = [(form["image"][1], True)]
+            pieces += [(rest, False), (after, True)]
             if answer is None:
                 break
             if form["answers_apart"]:
-                ids += self._encode(runs) + self._encode([(answer, False), (form["end"], True)])
-                runs = []
+                answer = form["before_answer"] + (answer.strip() if "assistant" in form["stripped"] else answer)
+                ids += self._encode(pieces) + self._encode([(answer, False), (form["end"], True)])
+                pieces = []
             else:
-                runs += [(answer, False), (form["end"], True)]
-        return ids + self._encode(runs)
+                pieces += [(answer, False), (form["end"], True)]
+        return ids + self._encode(pieces)
 
     @torch.inference_mode()
     def generate(self, images: Sequence[Any], turns: Sequence[tuple[str, str | None]], **settings: Any) -> list[int]:
@@ -82,7 +83,7 @@ class Answerer:
             "max_new_tokens": self.form["max_new_tokens"],
             "do_sample": False,
             "eos_token_id": self.form["eos_token_ids"] or None,
-            "pad_token_id": 0,  # one row is never padded; without an id generate would warn
+            "pad_token_id": 0,  # a single row is never padded, but generate warns without an id
             "suppress_tokens": [self.form["image_token_id"]],
         }
         if self.form["end"]:
@@ -104,12 +105,12 @@ class Answerer:
         end = self.form["end"]
         return (text.partition(end)[0] if end else text).strip()
 
-    def _encode(self, runs: list[tuple[str, bool]]) -> list[int]:
-        """Return the ids of runs of text as one; a run is the format's own (True) or somebody's content (False)."""
+    def _encode(self, pieces: list[tuple[str, bool]]) -> list[int]:
+        """Return the ids of pieces of text, joined; a piece is fixed text of the format (True) or content (False)."""
         specials = re.compile("|".join(map(re.escape, self.form["special_tokens"])) or r"(?!)")
-        text, spans, start = "".join(part for part, _ in runs), [], 0
-        for part, own in runs:
-            spans += [(start + m.start(), start + m.end()) for m in specials.finditer(part) if own]
+        text, spans, start = "".join(part for part, _ in pieces), [], 0
+        for part, is_fixed in pieces:
+            spans += [(start + m.start(), start + m.end()) for m in specials.finditer(part) if is_fixed]
             start += len(part)
         ids: list[int] = []
         done = 0
@@ -122,7 +123,7 @@ class Answerer:
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids) if text else []
 
     def _fit(self, image: Image.Image) -> Image.Image:
-        """Return an RGB picture, upright, on white; shrunk and letterboxed as those that the model was trained on."""
+        """Return an RGB image, upright, on white, shrunk and letterboxed as in training."""
         image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:
             layer = image.convert("RGBA")

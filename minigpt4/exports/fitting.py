@@ -1,0 +1,67 @@
+"""Which formats accept a model: each has a function that says why it does not.
+
+Input: a loaded model. Output: a reason, or an error that names only formats that accept the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from minigpt4.checkpoints.assemble import LoadedModel
+from minigpt4.errors import ExportError
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.resampler import Merge, QFormer
+from minigpt4.models.vision import EvaViTG
+from minigpt4.processors.image import ImageProcessor
+
+
+def published_misfit(model: MiniGPT4) -> str:
+    """Return why the published code cannot use a model; empty if it can."""
+    more = sorted({name for name in model.trained_names() if not name.startswith("llama_proj.")})
+    if more:
+        shown = ", ".join(more[:3]) + (", ..." if len(more) > 3 else "")
+        return f"the published code loads llama_proj only, but this model also has trained {shown}"
+    encoder, resampler = type(model.vision_encoder), type(model.resampler)
+    if encoder is not EvaViTG or resampler not in (QFormer, Merge):
+        return (
+            "the published code supports EVA-ViT-g with a Q-Former, or with four patches joined; this model has "
+            f"{encoder.__name__} and {resampler.__name__}"
+        )
+    return ""
+
+
+def huggingface_misfit(loaded: LoadedModel) -> str:
+    """Return what a model has that the architecture of Blip2 does not have; empty if it fits."""
+    model = loaded.model
+    if type(model.vision_encoder) is not EvaViTG:
+        return f"Blip2's image encoder is EVA-ViT-g; this model has {type(model.vision_encoder).__name__}"
+    if type(model.resampler) is not QFormer:
+        return f"Blip2's resampler is a Q-Former; this model has {type(model.resampler).__name__}"
+    family = model.language_model.model.config.model_type
+    if family != "llama":
+        return f"this format supports LLaMA language models; this model has {family!r}"
+    if type(loaded.image_processor) is not ImageProcessor:
+        return f"Blip2 has no image processor like the plugin {type(loaded.image_processor).__name__}"
+    encoder = loaded.conversation
+    if encoder.chat_template.is_one_text and not encoder.tokenizer.parts_are_texts:
+        return (
+            "example.py cannot build prompts of conversation.template tokenizer with this tokenizer, which puts blanks "
+            "in front of texts"
+        )
+    return ""
+
+
+MISFIT: dict[str, Callable[[LoadedModel], str]] = {
+    "published": lambda loaded: published_misfit(loaded.model),
+    "huggingface": huggingface_misfit,
+    "prompt-embeds": lambda loaded: "",
+}
+"""By the name of the format: why it does not accept a model; empty if it does."""
+
+
+def check_fits(loaded: LoadedModel, to: str) -> None:
+    """Raise ExportError unless the format `to` accepts the model; the message names the formats that do."""
+    reason = MISFIT[to](loaded)
+    if reason:
+        others = " or ".join(name for name in reversed(MISFIT) if not MISFIT[name](loaded))
+        raise ExportError(f"{reason}: use --to {others}, or keep the checkpoint")
