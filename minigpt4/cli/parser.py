@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from minigpt4.cli import verbs
+
+_EPILOG = """\
+minigpt4 VERB --help shows the arguments of a verb.
+
+exit status:
+  0    done
+  1    an error, explained in one message on standard error (--debug shows its traceback)
+  2    wrong usage: an unknown verb or option, or a missing argument
+  130  interrupted with Ctrl-C
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -13,82 +24,113 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
     )
-    parser = argparse.ArgumentParser(prog="minigpt4", description="Vision-language alignment.", parents=[common])
+    parser = argparse.ArgumentParser(
+        prog="minigpt4",
+        description="Vision-language alignment: an image encoder and a language model, joined by one trained layer.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     named = parser.add_subparsers(metavar="VERB", required=True)
 
-    job = named.add_parser("train", help="train as a config says", parents=[common])
-    _add_config(job, default=None)
-    job.set_defaults(verb=verbs.train)
+    train = named.add_parser("train", help="train a model as a config describes", parents=[common])
+    _add_config(train, default=None)
+    train.set_defaults(verb=verbs.train)
 
-    scoring = named.add_parser("evaluate", help="score a model on easy-VQA's test split", parents=[common])
-    _add_config(scoring, default=verbs.MINI)
-    scoring.set_defaults(verb=verbs.evaluate)
+    evaluate = named.add_parser("evaluate", help="score a model on easy-VQA's test split", parents=[common])
+    _add_config(evaluate)
+    evaluate.set_defaults(verb=verbs.evaluate)
 
-    talk = named.add_parser("chat", help="ask one question about an image", parents=[common])
-    _add_config(talk, default=verbs.MINI)
-    talk.add_argument("--image", nargs="*", default=[], metavar="FILE", help="the image, or several, or none")
-    talk.add_argument("--question", required=True, metavar="TEXT", help="what to ask")
-    _add_device(talk)
-    talk.set_defaults(verb=verbs.chat)
+    chat = named.add_parser("chat", help="ask about images in the terminal", parents=[common])
+    _add_config(chat)
+    _add_images(chat)
+    chat.add_argument(
+        "--question",
+        metavar="TEXT",
+        help="ask one question and exit; without it, chat in the terminal or read one question per line from a pipe",
+    )
+    _add_device(chat)
+    chat.set_defaults(verb=verbs.chat)
 
-    out = named.add_parser("export", help="write a model in another tool's format", parents=[common])
-    out.add_argument("cfg_path", metavar="CHECKPOINT_OR_NAME", help="a checkpoint folder, a YAML, or the name of one")
-    out.add_argument("--to", required=True, choices=("published", "huggingface", "prompt-embeds"), help="the format")
-    out.add_argument("--out", required=True, metavar="PATH", help="a new folder; for published a new .pth file")
-    out.add_argument("--image", nargs="*", default=[], metavar="FILE", help="prompt-embeds: the image, or several")
-    out.add_argument("--question", default="", metavar="TEXT", help="prompt-embeds: what to ask")
-    _add_device(out, default="cpu")
-    _add_options(out)
-    out.set_defaults(verb=verbs.export)
+    export = named.add_parser("export", help="write a model in the format of another tool", parents=[common])
+    export.add_argument("cfg_path", metavar="CHECKPOINT_OR_NAME", help="a checkpoint folder, a YAML file or its name")
+    export.add_argument("--to", required=True, choices=("published", "huggingface", "prompt-embeds"), help="the format")
+    export.add_argument("--out", required=True, metavar="PATH", help="a new folder; for published a new .pth file")
+    _add_images(export, "prompt-embeds: ")
+    export.add_argument("--question", default="", metavar="TEXT", help="prompt-embeds: the question")
+    _add_device(export, default="cpu")
+    _add_options(export)
+    export.set_defaults(verb=verbs.export)
 
-    describe = named.add_parser("caption", help="describe every image of a folder", parents=[common])
-    _add_config(describe, default=verbs.MINI)
-    describe.add_argument("--images", required=True, metavar="DIR", help="folder of images; those below it, too")
-    describe.add_argument("--out", required=True, metavar="FILE", help="JSON lines; a file begun before is completed")
-    describe.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
-    describe.add_argument(
+    caption = named.add_parser("caption", help="describe every image in a folder", parents=[common])
+    _add_config(caption)
+    caption.add_argument("--images", required=True, metavar="DIR", help="folder of images, with its subfolders")
+    caption.add_argument("--out", required=True, metavar="FILE", help="JSON lines; an unfinished file is continued")
+    caption.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per batch (default: 8)")
+    caption.add_argument(
         "--prompt",
         default="Describe this image in detail.",
         metavar="TEXT",
-        help="what is asked (default: %(default)s)",
+        help="question about each image (default: %(default)s)",
     )
-    _add_device(describe)
-    describe.set_defaults(verb=verbs.caption)
+    _add_device(caption)
+    caption.set_defaults(verb=verbs.caption)
 
-    service = named.add_parser("serve", help="serve OpenAI's chat interface over HTTP", parents=[common])
-    _add_config(service, default=verbs.MINI)
-    _add_address(service, port=8000)
-    service.add_argument(
+    serve = named.add_parser("serve", help="serve a model over HTTP with OpenAI's chat interface", parents=[common])
+    _add_config(serve)
+    _add_address(serve, port=8000)
+    serve.add_argument(
         "--api-key-file",
         default="",
         metavar="FILE",
-        help="file with the key that clients need (default: the variable MINIGPT4_API_KEY, or no key)",
+        help="file with the key that clients must send (default: the variable MINIGPT4_API_KEY, or no key)",
     )
-    service.set_defaults(verb=verbs.serve)
+    serve.set_defaults(verb=verbs.serve)
 
-    page = named.add_parser("demo", help="chat in the browser", parents=[common])
-    _add_config(page, default=verbs.MINI)
-    _add_address(page, port=7860)
-    page.add_argument("--share", action="store_true", help="open a public tunnel through Gradio's servers")
-    page.set_defaults(verb=verbs.demo)
+    demo = named.add_parser("demo", help="chat in the browser", parents=[common])
+    _add_config(demo)
+    _add_address(demo, port=7860)
+    demo.add_argument("--share", action="store_true", help="open a public tunnel through Gradio's servers")
+    demo.set_defaults(verb=verbs.demo)
 
-    assets = named.add_parser("assets", help="fetch weights and data sets by name", parents=[common])
-    assets.add_argument("names", nargs="+", metavar="NAME", help="an asset, or a set of them such as mini")
+    assets = named.add_parser("assets", help="download weights and data sets by name", parents=[common])
+    assets.add_argument("names", nargs="+", metavar="NAME", help="an asset, or a group of assets such as mini")
     assets.add_argument("--path", action="store_true", help="print only the paths")
     assets.set_defaults(verb=verbs.fetch_assets)
 
-    looking = named.add_parser("inspect", help="tell what weight files and folders are", parents=[common])
-    looking.add_argument("paths", nargs="+", metavar="PATH", help="a file or folder of weights")
-    looking.set_defaults(verb=verbs.inspect)
+    inspect = named.add_parser("inspect", help="show what weight files and folders contain", parents=[common])
+    inspect.add_argument("paths", nargs="+", metavar="PATH", help="a file or folder of weights")
+    inspect.set_defaults(verb=verbs.inspect)
 
-    rewriting = named.add_parser("migrate", help="rewrite a config of the published code", parents=[common])
-    rewriting.add_argument("old", metavar="OLD", help="a YAML file of the published code")
-    rewriting.add_argument("--out", metavar="FILE", help="where the new one goes (default: standard output)")
-    rewriting.set_defaults(verb=verbs.migrate)
+    migrate = named.add_parser("migrate", help="convert a config of the published code", parents=[common])
+    migrate.add_argument("old", metavar="OLD", help="a YAML file of the published code")
+    migrate.add_argument("--out", metavar="FILE", help="the new file (default: standard output)")
+    migrate.set_defaults(verb=verbs.migrate)
 
-    names = named.add_parser("list", help="show every name a config may use", parents=[common])
+    config = named.add_parser("config", help="show type, default and meaning of config keys", parents=[common])
+    shown = config.add_mutually_exclusive_group()
+    shown.add_argument("key", nargs="?", default="", metavar="KEY", help="SECTION or SECTION.KEY (default: all keys)")
+    shown.add_argument("--markdown", action="store_true", help="print all keys as one Markdown page")
+    config.set_defaults(verb=verbs.describe_config)
+
+    names = named.add_parser("list", help="list the names that a config can use", parents=[common])
     names.set_defaults(verb=verbs.list_names)
     return parser
+
+
+class _Version(argparse.Action):
+    """Print the version; it is looked up only when it is asked for, because that takes a while."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from minigpt4 import __version__
+
+        print(f"{parser.prog} {__version__}")
+        parser.exit()
+
+
+def _add_images(parser: argparse.ArgumentParser, only: str = "") -> None:
+    parser.add_argument("--image", nargs="*", default=[], metavar="FILE", help=f"{only}one image, several, or none")
 
 
 def _add_address(parser: argparse.ArgumentParser, port: int) -> None:
@@ -99,10 +141,10 @@ def _add_address(parser: argparse.ArgumentParser, port: int) -> None:
 
 
 def _add_device(parser: argparse.ArgumentParser, default: str = "auto") -> None:
-    parser.add_argument("--device", default=default, help="where to compute (default: %(default)s)")
+    parser.add_argument("--device", default=default, help="auto, cpu, cuda or mps (default: %(default)s)")
 
 
-def _add_config(parser: argparse.ArgumentParser, default: str | None) -> None:
+def _add_config(parser: argparse.ArgumentParser, default: str | None = verbs.MINI) -> None:
     """Add `--cfg-path`, required without a default, and `--options`."""
     parser.add_argument(
         "--cfg-path",
@@ -121,5 +163,5 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         default=[],
-        help="override settings: run.seed=1 model.language_model.path=FOLDER",
+        help="override config values: run.seed=1 model.language_model.path=FOLDER",
     )

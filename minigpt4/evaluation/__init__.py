@@ -1,1 +1,1 @@
-"""Scoring a model on questions with known answers."""
+"""Scores of a model on questions with known answers."""

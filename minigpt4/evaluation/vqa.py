@@ -1,8 +1,8 @@
-"""Visual question answering: ask each question alone, compare the answer with the known one.
+"""Visual question answering: compare the answers of a model with the known ones.
 
-Input: questions, their images, and the answers a model gave. Output: `VqaScore`, in all and by kind of question, with
-95 % intervals. The shuffle control asks about an image of another colour and shape and keeps the original answers: a
-model that looks at its images falls to chance, one that reads answers off the text scores the same as before.
+Input: questions, their images, and the answers of a model. Output: `VqaScore`, for all questions and by kind, with 95 %
+intervals. The control with other images asks about an image of another colour and shape and keeps the expected answers:
+a model that looks at its images falls to chance, one that guesses from the text scores the same as before.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Asked:
+class VqaQuestion:
     """One question about one image.
 
     Attributes:
         text: the question.
-        answer: the right answer.
-        kind: group it is counted under.
-        image: file of the image.
+        answer: the expected answer.
+        kind: the group of its score.
+        image: the image file.
     """
 
     text: str
@@ -34,23 +34,23 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Rate:
-    """Right answers out of a number asked."""
+class Accuracy:
+    """Correct answers out of a number of questions."""
 
-    right: int
-    asked: int
+    correct: int
+    total: int
 
     @property
     def value(self) -> float:
-        """Accuracy, 0..1; NaN for nothing asked."""
-        return self.right / self.asked if self.asked else math.nan
+        """The accuracy, 0..1; NaN without questions."""
+        return self.correct / self.total if self.total else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of the accuracy."""
-        if not self.asked:
+        if not self.total:
             return (math.nan, math.nan)
-        z, n, p = 1.959964, self.asked, self.value
+        z, n, p = 1.959964, self.total, self.value
         centre = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         return (max(0.0, centre - half), min(1.0, centre + half))
@@ -58,15 +58,15 @@ class Rate:
     def __str__(self) -> str:
         low, high = self.interval
         interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
-        return f"{100 * self.value:5.1f} %  ({self.right} of {self.asked}; {interval})"
+        return f"{100 * self.value:5.1f} %  ({self.correct} of {self.total}; {interval})"
 
 
 @dataclass(frozen=True)
 class VqaScore:
-    """The result: in all, by kind, and every answer given."""
+    """The result: for all questions, by kind, and every answer."""
 
-    overall: Rate
-    by_kind: dict[str, Rate]
+    overall: Accuracy
+    by_kind: dict[str, Accuracy]
     answers: list[str]
 
     def table(self) -> str:
@@ -76,22 +76,21 @@ class VqaScore:
 
 
 def normalise(text: str) -> str:
-    """Return an answer for comparison: lower case, no final full stop, single blanks."""
+    """Return an answer for comparison: lower case, no final full stop, single spaces."""
     return re.sub(r"\s+", " ", text).strip().rstrip(". ").lower()
 
 
-def score(questions: Sequence[Asked], answers: Sequence[str]) -> VqaScore:
-    """Compare answers with the right ones by exact match after `normalise`."""
-    right: dict[str, int] = defaultdict(int)
-    asked: dict[str, int] = defaultdict(int)
+def score(questions: Sequence[VqaQuestion], answers: Sequence[str]) -> VqaScore:
+    """Compare answers with the expected ones by exact match after `normalise`."""
+    results: dict[str, list[bool]] = defaultdict(list)
     for question, answer in zip(questions, answers, strict=True):
-        asked[question.kind] += 1
-        right[question.kind] += normalise(answer) == normalise(question.answer)
-    by_kind = {kind: Rate(right[kind], asked[kind]) for kind in asked}
-    return VqaScore(Rate(sum(right.values()), sum(asked.values())), by_kind, list(answers))
+        results[question.kind].append(normalise(answer) == normalise(question.answer))
+    by_kind = {kind: Accuracy(sum(found), len(found)) for kind, found in results.items()}
+    overall = Accuracy(sum(each.correct for each in by_kind.values()), len(questions))
+    return VqaScore(overall, by_kind, list(answers))
 
 
-def draw(questions: Sequence[Asked], samples: int, seed: int) -> list[Asked]:
+def draw(questions: Sequence[VqaQuestion], samples: int, seed: int) -> list[VqaQuestion]:
     """Return a fixed random sample of the questions, or all of them for `samples` 0, in their original order."""
     if not samples or samples >= len(questions):
         return list(questions)
@@ -99,18 +98,18 @@ def draw(questions: Sequence[Asked], samples: int, seed: int) -> list[Asked]:
 
 
 def with_other_images(
-    questions: Sequence[Asked], facts: Mapping[Path, tuple[str | None, str | None]], seed: int
-) -> list[Asked]:
-    """Return each question about another image of the same list, one that differs in every fact.
+    questions: Sequence[VqaQuestion], facts: Mapping[Path, tuple[str | None, str | None]], seed: int
+) -> list[VqaQuestion]:
+    """Return each question about another image of the same questions, one that differs in every fact.
 
     Args:
-        questions: what is asked.
-        facts: what is known of each image, such as its colour and its shape.
+        questions: the questions.
+        facts: what is known of each image, such as its colour and its shape; None for unknown.
         seed: of the choice.
 
     Returns:
-        The questions whose image found a partner; `answer` stays that of the original image. All questions about one
-        image are asked about the same partner.
+        The questions whose image has such a partner, with their expected answers. All questions about one image are
+        asked about the same partner.
     """
     generator = random.Random(seed)
     images = sorted({question.image for question in questions})

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt4.evaluation.vqa import Asked, Rate, draw, normalise, score, with_other_images
+from minigpt4.evaluation.vqa import Accuracy, VqaQuestion, draw, normalise, score, with_other_images
 
 COLOURS, SHAPES = ("red", "green", "blue"), ("circle", "square", None)
 FACTS = {Path(f"{n}.png"): (COLOURS[n % 3], SHAPES[n // 3 % 3]) for n in range(18)}
 QUESTIONS = [
-    Asked(f"question {n} {kind}", str(colour), kind, image)
+    VqaQuestion(f"question {n} {kind}", str(colour), kind, image)
     for n, (image, (colour, _)) in enumerate(FACTS.items())
     for kind in ("colour", "yes/no")
 ]
@@ -33,8 +33,8 @@ def test_normalising_twice_changes_nothing(text):
 def test_score_counts_in_all_and_by_kind():
     answers = [q.answer.upper() + "." if q.kind == "colour" else "no" for q in QUESTIONS]
     found = score(QUESTIONS, answers)
-    assert found.overall == Rate(18, 36)
-    assert found.by_kind == {"colour": Rate(18, 18), "yes/no": Rate(0, 18)}
+    assert found.overall == Accuracy(18, 36)
+    assert found.by_kind == {"colour": Accuracy(18, 18), "yes/no": Accuracy(0, 18)}
     assert found.answers == answers
     lines = found.table().splitlines()
     assert lines[0].startswith("all questions")
@@ -44,24 +44,24 @@ def test_score_counts_in_all_and_by_kind():
 
 
 @pytest.mark.parametrize(
-    ("right", "asked", "low", "high"),
+    ("correct", "total", "low", "high"),
     [(5, 10, 0.2366, 0.7634), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (900, 1000, 0.8799, 0.9171)],
 )
-def test_interval_is_wilsons(right, asked, low, high):
-    assert Rate(right, asked).interval == pytest.approx((low, high), abs=1e-4)
+def test_interval_is_wilsons(correct, total, low, high):
+    assert Accuracy(correct, total).interval == pytest.approx((low, high), abs=1e-4)
 
 
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_interval_holds_the_rate_and_stays_within_0_and_1(case):
-    rate = Rate(*case)
-    low, high = rate.interval
-    assert 0 <= low <= rate.value + 1e-12
-    assert rate.value - 1e-12 <= high <= 1
+def test_interval_holds_the_accuracy_and_stays_within_0_and_1(case):
+    accuracy = Accuracy(*case)
+    low, high = accuracy.interval
+    assert 0 <= low <= accuracy.value + 1e-12
+    assert accuracy.value - 1e-12 <= high <= 1
 
 
-def test_nothing_asked_is_no_number():
-    assert math.isnan(Rate(0, 0).value)
-    assert all(map(math.isnan, Rate(0, 0).interval))
+def test_no_questions_give_nan():
+    assert math.isnan(Accuracy(0, 0).value)
+    assert all(map(math.isnan, Accuracy(0, 0).interval))
 
 
 def test_a_sample_is_fixed_ordered_and_without_repeats():
