@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 # Two processes that spin on two cores slow each other down; waiting threads should sleep.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: quickstart mini-checkpoint test lint assets clean
+.PHONY: quickstart mini-checkpoint test test-fast test-long lint docs assets clean
 
 # Both stages of alignment on real images, their scores, and a question about an image the model never saw.
 quickstart: $(VENV)/.installed assets
@@ -30,10 +30,23 @@ mini-checkpoint: $(VENV)/.installed assets
 test: $(VENV)/.installed assets
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
+# Minutes more: the same checks on more instants, sizes and inputs.
+test-long: $(VENV)/.installed assets
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m long
+
+# About three minutes on two cores; downloads nothing besides the installation.
+test-fast: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not mini and not long"
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mypy
+
+# The documentation, from docs/ and the docstrings, into site/; a warning is an error.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 assets: $(VENV)/.installed
 	$(BIN)/python -m minigpt4 assets mini
@@ -44,4 +57,4 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) output build dist
+	rm -rf $(VENV) output build dist site

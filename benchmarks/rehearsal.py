@@ -1,10 +1,9 @@
 """Stage 1 and chat at full size on one machine: `python benchmarks/rehearsal.py FOLDER`, one JSON line.
 
-Writes the files of `rehearsal_files.py` (EVA-ViT-g, Q-Former, a 7B LLaMA in bf16: 16 GB) into FOLDER unless they are
-there, and one shard of images. Then `train.py --cfg-path configs/stage1_pretrain.yaml` for a few steps and
-`python -m minigpt4 chat` run as processes of their own, whose peak resident memory is read when they have ended. A
-watcher ends them when the machine has less than 1.5 GiB left. Weights are random: times and memory are real, losses and
-words are not.
+Writes the files of `rehearsal_files.py` (EVA-ViT-g, Q-Former, a 7B LLaMA in bf16: 16 GB) and one shard of images into
+FOLDER, unless they exist. Then runs `train.py --cfg-path configs/stage1_pretrain.yaml` for a few steps and
+`python -m minigpt4 chat` in separate processes and reads their peak resident memory. They are stopped when the machine
+has less than 1.5 GiB of memory left. Weights are random: times and memory are realistic, losses and answers are not.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from benchmarks.rehearsal_files import architecture, write_all
 ROOT = Path(__file__).parents[1]
 FILES = ("eva", "blip2", "vicuna_7b", "minigpt4_7b")
 LEAST_AVAILABLE = 1.5
-"""GiB; with less left on the machine the rehearsal is ended."""
+"""GiB of free memory below which the rehearsal is stopped."""
 CHAT_CONFIG = "minigpt4_7b"
 QUESTION = "What is this?"
 
@@ -46,7 +45,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--new-tokens", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=2, help="one is faster where others use the machine, too")
+    parser.add_argument("--threads", type=int, default=2, help="1 is faster if other programs use the machine")
     parser.add_argument("--jobs", nargs="+", choices=["train", "chat"], default=["train", "chat"])
     arguments = parser.parse_args()
     files = _files(arguments.folder, arguments.size)
@@ -97,7 +96,7 @@ def rehearse_training(arguments: argparse.Namespace, model: Sequence[str], shard
 
 
 def rehearse_chat(arguments: argparse.Namespace, model: Sequence[str], start: Path) -> dict[str, float]:
-    """Ask one question through the command line, and once more in a process that looks at its clock."""
+    """Ask one question on the command line, and again in a process that measures the times."""
     image = arguments.folder / "image.png"
     Image.effect_noise((300, 200), 80).save(image)
     options = [*model, f"model.init_from={start}", f"chat.max_new_tokens={arguments.new_tokens}", "chat.temperature=0"]
@@ -119,11 +118,11 @@ def rehearse_chat(arguments: argparse.Namespace, model: Sequence[str], start: Pa
 def time_chat(output: str, image: str, *options: str) -> None:
     """Load, ask, and write the seconds of loading and of the first token, and the tokens per second after it.
 
-    The first token counts from the image on: encoding it, and reading the prompt.
+    The time of the first token includes encoding the image and reading the prompt.
     """
     from minigpt4 import load_model
     from minigpt4.chat.answer import Answer
-    from minigpt4.chat.decoding.loop import Decoder
+    from minigpt4.chat.decoding.decoder import Decoder
     from minigpt4.chat.engine import Engine, Prompt
     from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue, Turn
 
@@ -132,7 +131,7 @@ def time_chat(output: str, image: str, *options: str) -> None:
     ready = time.monotonic()
     engine, settings = Engine(loaded), loaded.config.chat
     prompt = Prompt(Dialogue((Turn(f"{IMAGE_MARK} {QUESTION}"),)), engine.query_features([image]))
-    answer = Answer(loaded.encoder, settings, end_ids=())  # as many tokens as asked for, whatever they are
+    answer = Answer(loaded.conversation, settings, end_ids=())  # always max_new_tokens tokens
     decoder = Decoder(loaded.model.language_model)
     decoder.join([answer], [engine.embeds(prompt, settings.max_new_tokens)])
     first = time.monotonic()
@@ -163,7 +162,7 @@ def write_shard(path: Path, samples: int) -> None:
 
 
 def _files(folder: Path, size: str) -> dict[str, Path]:
-    """Return the rehearsal files, written once; a note of their paths is the sign that all were."""
+    """Return the rehearsal files; a file with their paths is written when all of them are complete."""
     note = folder / "files.json"
     if not note.is_file():
         files = write_all(folder / "files", size, FILES)
@@ -184,12 +183,12 @@ def _run(arguments: Sequence[str | Path]) -> tuple[float, float]:
 
 
 def _gibibytes(usage: resource.struct_rusage) -> float:
-    """Return `ru_maxrss`, which Linux counts in KiB and macOS in bytes."""
+    """Return `ru_maxrss` in GiB; its unit is KiB on Linux and bytes on macOS."""
     return round(usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20), 2)
 
 
 def _watch(process: subprocess.Popen[bytes]) -> None:
-    """End the process when the machine runs out of memory (Linux tells how much there is)."""
+    """Kill the process when the machine runs out of memory (on Linux only)."""
     meminfo = Path("/proc/meminfo")
     while meminfo.is_file() and process.returncode is None:
         available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))

@@ -1,4 +1,4 @@
-"""Files of exactly the published layouts with random weights: to rehearse with what cannot be shipped.
+"""Files of exactly the published layouts with random weights, in place of those that cannot be distributed.
 
 From Python, as the tests do::
 
@@ -12,34 +12,36 @@ From Python, as the tests do::
 
 From a shell: `python benchmarks/rehearsal_files.py FOLDER --size full --only eva blip2 vicuna_7b minigpt4_7b`.
 
-A tensor's values follow from its published name alone, so the BLIP-2 folder holds the very numbers of the two `.pth`
-files. Full-size files are written tensor by tensor, through memory that is a file: nothing holds a whole model.
+The values of a tensor depend only on its published name, so the BLIP-2 folder has the same numbers as the two `.pth`
+files. Full-size files are written tensor by tensor, through memory-mapped files: a whole model is never in memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+from minigpt4.exports.huggingface.weights import write_shards
+from minigpt4.tensor_names import from_published, to_blip2
+
 TOKENIZER = Path(__file__).parents[1] / "tests" / "data" / "reference" / "tokenizer.model"
-"""A SentencePiece model of 700 pieces; padded with pieces that no text has to the size of the vocabulary."""
+"""A SentencePiece model of 700 pieces, padded to the size of the vocabulary with pieces that no text contains."""
 Shapes = dict[str, tuple[int, ...]]
-Tensors = Iterable[tuple[str, Callable[[], Tensor]]]
-"""Names, and what makes their tensors when they are written."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Llm:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of everything; `full` is as published, `tiny` has the same names in fewer layers."""
+    """Sizes of all files; `full` is as published, `tiny` has the same names in fewer layers."""
 
     image: int = 224
     patch: int = 14
@@ -116,9 +118,9 @@ def write_all(folder: str | Path, size: str = "tiny", only: Collection[str] | No
     """Write the rehearsal files and return their paths by name.
 
     Args:
-        folder: where to; made if it is not there.
-        size: `tiny` (some 100 kB together) or `full` (35 GB all of them).
-        only: the names wanted; all of them by default.
+        folder: the folder to write to; created if it does not exist.
+        size: `tiny` (some 100 kB together) or `full` (35 GB together).
+        only: the names of the files to write; all by default.
     """
     folder, sizes = Path(folder), SIZES[size]
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,9 +136,9 @@ def options(files: dict[str, Path], released: str, size: str = "tiny") -> list[s
     """Return the `--options` with which `eval_configs/minigpt4_<released>.yaml` reads the files of `write_all`.
 
     Args:
-        files: what `write_all` returned.
+        files: the return value of `write_all`.
         released: `7b`, `13b` or `llama2`.
-        size: what the files were written with.
+        size: the size of the files.
     """
     given = {
         "model.vision_encoder.weights": files["eva"],
@@ -152,7 +154,7 @@ def options(files: dict[str, Path], released: str, size: str = "tiny") -> list[s
 
 
 def architecture(size: str = "tiny") -> dict[str, Any]:
-    """Return the config keys and values that say the sizes of encoder and Q-Former."""
+    """Return the config keys and values for the sizes of encoder and Q-Former."""
     sizes = SIZES[size]
     encoder = {
         "image_size": sizes.image,
@@ -175,7 +177,7 @@ def architecture(size: str = "tiny") -> dict[str, Any]:
 
 
 def _files(sizes: Sizes) -> dict[str, tuple[str, Callable[[Path], None]]]:
-    """Return, by name, the file and what writes it."""
+    """Return, by name, the file and the function that writes it."""
     widths = {name: llm.width for name, llm in sizes.llms.items()}
     queries, merged = sizes.qformer_width, sizes.vit_width * 4
     vicuna, llama2 = "###Human: {} ###Assistant: ", "[INST] {} [/INST] "
@@ -209,7 +211,7 @@ def _files(sizes: Sizes) -> dict[str, tuple[str, Callable[[Path], None]]]:
 
 
 def eva_shapes(sizes: Sizes) -> Shapes:
-    """Return names and shapes of `eva_vit_g.pth`: 40 blocks, final norm and head, of which 39 blocks are used."""
+    """Return names and shapes in `eva_vit_g.pth`: 40 blocks, of which 39 are used, final norm and head."""
     width, grid = sizes.vit_width, sizes.image // sizes.patch
     shapes: Shapes = {
         "cls_token": (1, 1, width),
@@ -234,7 +236,7 @@ def eva_shapes(sizes: Sizes) -> Shapes:
 
 
 def qformer_shapes(sizes: Sizes) -> Shapes:
-    """Return names and shapes of the Q-Former's side of `blip2_pretrained_flant5xxl.pth`, `t5_proj` left out."""
+    """Return names and shapes in `blip2_pretrained_flant5xxl.pth`, without `t5_proj`."""
     width, patches = sizes.qformer_width, sizes.vit_width
     shapes: Shapes = {
         "query_tokens": (1, sizes.queries, width),
@@ -254,7 +256,7 @@ def qformer_shapes(sizes: Sizes) -> Shapes:
 
 
 def _attention(at: str, width: int, seen: int) -> Shapes:
-    """Return the tensors of one BERT attention of `width` over vectors `seen` wide."""
+    """Return the tensors of one BERT attention of `width` to vectors `seen` wide."""
     return {
         **_linear(f"{at}.self.query", width, width),
         **_linear(f"{at}.self.key", width, seen),
@@ -286,7 +288,7 @@ def write_eva(path: Path, sizes: Sizes) -> None:
 
 
 def write_blip2(path: Path, sizes: Sizes) -> None:
-    """Write `blip2_pretrained_flant5xxl.pth`: `model` holds query tokens, Q-Former, `ln_vision` and `t5_proj`, fp32."""
+    """Write `blip2_pretrained_flant5xxl.pth`: query tokens, Q-Former, `ln_vision` and `t5_proj` under `model`, fp32."""
     shapes = qformer_shapes(sizes) | _linear("t5_proj", _t5_width(sizes), sizes.qformer_width)
     with _Scratch(path.parent) as scratch:
         content = {name: scratch.put(random_tensor(name, shape, sizes.spread)) for name, shape in shapes.items()}
@@ -295,22 +297,9 @@ def write_blip2(path: Path, sizes: Sizes) -> None:
 
 
 def write_blip2_folder(folder: Path, sizes: Sizes) -> None:
-    """Write a folder as `Salesforce/blip2-flan-t5-xxl`: fp32, sharded, with (a sample of) the language model inside."""
+    """Write a folder like `Salesforce/blip2-flan-t5-xxl`: fp32, sharded, with a sample of the language model."""
     folder.mkdir(parents=True, exist_ok=True)
-    t5 = {"language_model.shared.weight": (sizes.vocabulary, _t5_width(sizes))}
-    last = {
-        **t5,
-        "language_model.encoder.embed_tokens.weight": t5["language_model.shared.weight"],
-        **_linear("language_projection", _t5_width(sizes), sizes.qformer_width),
-    }
-    vision = {name: s for name, s in eva_shapes(sizes).items() if not _is_left_out(name, sizes)}
-    qformer = qformer_shapes(sizes)
-    tensors: Tensors = (
-        *_folder_tensors(vision, lambda name: random_tensor(name, vision[name], sizes.spread).half().float()),
-        *_folder_tensors(qformer, lambda name: random_tensor(name, qformer[name], sizes.spread)),
-        *((name, partial(random_tensor, name, shape, sizes.spread)) for name, shape in last.items()),
-    )
-    _write_shards(folder, tensors, sizes.shard_bytes)
+    write_shards(_blip2_folder_tensors(sizes), folder, sizes.shard_bytes)
     config = {
         "architectures": ["Blip2ForConditionalGeneration"],
         "model_type": "blip-2",
@@ -339,7 +328,7 @@ def write_blip2_folder(folder: Path, sizes: Sizes) -> None:
 
 
 def write_llm(folder: Path, sizes: Sizes, name: str) -> None:
-    """Write a LLaMA folder: bf16 shards, config, and the tokenizer files as FastChat and Meta have them."""
+    """Write a LLaMA folder: bf16 shards, config, and tokenizer files like those of FastChat and Meta."""
     llm = sizes.llms[name]
     folder.mkdir(parents=True, exist_ok=True)
     config = LlamaConfig(
@@ -358,10 +347,8 @@ def write_llm(folder: Path, sizes: Sizes, name: str) -> None:
     )
     with torch.device("meta"):
         shapes = {n: tuple(t.shape) for n, t in LlamaForCausalLM(config).state_dict().items()}
-    tensors: Tensors = (
-        (n, partial(random_tensor, f"{name} {n}", shape, sizes.spread, torch.bfloat16)) for n, shape in shapes.items()
-    )
-    _write_shards(folder, tensors, sizes.shard_bytes)
+    tensors = ((n, random_tensor(f"{name} {n}", shape, sizes.spread, torch.bfloat16)) for n, shape in shapes.items())
+    write_shards(tensors, folder, sizes.shard_bytes)
     config.save_pretrained(folder)
     _write_tokenizer(folder, sizes.vocabulary, padded=llm.rows > sizes.vocabulary)
 
@@ -370,10 +357,10 @@ def write_released(path: Path, shape: tuple[int, int], llm: str, *, prompt: str 
     """Write a released MiniGPT-4 file: `llama_proj`, two kinds of buffer, AdamW's state, config, scaler, epoch.
 
     Args:
-        path: where to.
+        path: the file.
         shape: of `llama_proj.weight`.
         llm: name of the language model.
-        prompt: the prompt template of stage 2; stage 1 has none.
+        prompt: the prompt template of stage 2; empty for stage 1.
     """
     width = shape[0]
     weight, bias = (random_tensor(f"{llm} {prompt} {s}", s, 0.05) for s in (shape, (width,)))
@@ -408,7 +395,7 @@ def write_released(path: Path, shape: tuple[int, int], llm: str, *, prompt: str 
 
 
 def random_tensor(name: str, shape: tuple[int, ...], spread: float, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return the random values of a tensor, the same for the same name; norms' weights lie around one."""
+    """Return random values that depend on the name of the tensor; those of norms' weights are around one."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     values = torch.empty(shape, dtype=dtype).normal_(std=spread, generator=generator)
     is_scale = name.endswith(".weight") and ("norm" in name.lower() or name.startswith("ln_vision."))
@@ -418,80 +405,40 @@ def random_tensor(name: str, shape: tuple[int, ...], spread: float, dtype: torch
 # ------------------------------------------------------------------------------------------ folders and their parts
 
 
-def _folder_tensors(shapes: Shapes, values: Callable[[str], Tensor]) -> Tensors:
-    """Yield published tensors under the names they have in a Hugging Face BLIP-2 folder."""
-    for name in shapes:
-        if name.endswith("attn.q_bias"):
-            yield folder_name(name).replace("q_bias", "qkv.bias"), partial(_joined_bias, name, values)
-        elif not name.endswith("attn.v_bias"):
-            yield folder_name(name), partial(values, name)
-
-
-def _joined_bias(q_bias: str, values: Callable[[str], Tensor]) -> Tensor:
-    """Return the one bias of query, key and value; EVA has none for keys."""
-    query, value = values(q_bias), values(q_bias.replace("q_bias", "v_bias"))
-    return torch.cat([query, torch.zeros_like(query), value])
+def _blip2_folder_tensors(sizes: Sizes) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a Hugging Face BLIP-2 folder: encoder, Q-Former and a sample of the language model."""
+    unused = (f"blocks.{sizes.vit_blocks - 1}.", "norm.", "head.")
+    vision = {name: shape for name, shape in eva_shapes(sizes).items() if not name.startswith(unused)}
+    for name, shape in (vision | qformer_shapes(sizes)).items():
+        if name.endswith("attn.v_bias"):
+            continue
+        tensor = random_tensor(name, shape, sizes.spread)
+        if name.endswith("attn.q_bias"):  # the folder has one bias for queries, keys and values; EVA has none for keys
+            value = random_tensor(name.replace("q_bias", "v_bias"), shape, sizes.spread)
+            tensor = torch.cat([tensor, torch.zeros_like(tensor), value])
+        yield folder_name(name), tensor.half().float() if name in vision else tensor
+    embedding = (sizes.vocabulary, _t5_width(sizes))
+    language_model = {
+        "language_model.shared.weight": embedding,
+        "language_model.encoder.embed_tokens.weight": embedding,
+        **_linear("language_projection", _t5_width(sizes), sizes.qformer_width),
+    }
+    for name, shape in language_model.items():
+        yield name, random_tensor(name, shape, sizes.spread)
 
 
 def folder_name(published: str) -> str:
-    """Return the name a tensor of the two `.pth` files has in a Hugging Face BLIP-2 folder."""
-    if published.startswith("Qformer."):
-        name = published.replace("Qformer.bert.embeddings.LayerNorm", "qformer.layernorm")
-        return name.replace("Qformer.bert", "qformer").replace("attention.self.", "attention.attention.")
-    if published == "query_tokens":
-        return published
-    name = published.replace("ln_vision.", "post_layernorm.")
-    for theirs, folders in (
-        ("cls_token", "embeddings.class_embedding"),
-        ("pos_embed", "embeddings.position_embedding"),
-        ("patch_embed.proj", "embeddings.patch_embedding"),
-        ("blocks.", "encoder.layers."),
-        (".norm", ".layer_norm"),
-        (".attn.", ".self_attn."),
-        (".self_attn.proj.", ".self_attn.projection."),
-    ):
-        name = name.replace(theirs, folders)
-    return f"vision_model.{name}"
-
-
-def _is_left_out(name: str, sizes: Sizes) -> bool:
-    return name.startswith((f"blocks.{sizes.vit_blocks - 1}.", "norm.", "head."))
+    """Return the name that a tensor of the two `.pth` files has in a Hugging Face BLIP-2 folder."""
+    is_eva = not published.startswith(("Qformer.", "query_tokens", "ln_vision."))
+    return to_blip2(from_published(f"visual_encoder.{published}" if is_eva else published))
 
 
 def _t5_width(sizes: Sizes) -> int:
     return 4096 if sizes is SIZES["full"] else 24
 
 
-def _write_shards(folder: Path, tensors: Tensors, shard_bytes: int) -> None:
-    """Write tensors, made one by one, into numbered shards of about `shard_bytes`, and their index."""
-    shards: list[tuple[Path, list[str]]] = []
-    held: dict[str, Tensor] = {}
-    total = 0
-
-    def flush() -> None:
-        path = folder / f"part-{len(shards)}.safetensors"
-        save_file(held, path, metadata={"format": "pt"})
-        shards.append((path, list(held)))
-        held.clear()
-
-    for name, make in tensors:
-        held[name] = make()
-        total += held[name].nbytes
-        if sum(t.nbytes for t in held.values()) >= shard_bytes:
-            flush()
-    if held:
-        flush()
-    places: dict[str, str] = {}
-    for number, (path, names) in enumerate(shards, start=1):
-        final = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        path.rename(folder / final)
-        places |= dict.fromkeys(names, final)
-    index = {"metadata": {"total_size": total}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-
-
 def _write_tokenizer(folder: Path, vocabulary: int, *, padded: bool) -> None:
-    """Write a SentencePiece model of `vocabulary` pieces with the files old conversions put beside it."""
+    """Write a SentencePiece model of `vocabulary` pieces, with the other tokenizer files of old conversions."""
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     model.ParseFromString(TOKENIZER.read_bytes())
     lowest = min(piece.score for piece in model.pieces)
@@ -517,7 +464,7 @@ def _write_tokenizer(folder: Path, vocabulary: int, *, padded: bool) -> None:
 
 
 class _Scratch:
-    """Memory for tensors that is a file: what is in it need not stay in RAM until `torch.save` has read it all."""
+    """Memory-mapped files for tensors, so that they are not all in RAM before `torch.save` writes them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = tempfile.TemporaryDirectory(dir=folder)
@@ -530,7 +477,7 @@ class _Scratch:
         self._folder.cleanup()
 
     def put(self, tensor: Tensor) -> Tensor:
-        """Return the tensor, held on disk."""
+        """Return the tensor, mapped from disk."""
         self._count += 1
         file = Path(self._folder.name) / str(self._count)
         held = np.memmap(file, dtype=tensor.numpy().dtype, mode="w+", shape=tuple(tensor.shape))
@@ -544,7 +491,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
-    parser.add_argument("--only", nargs="+", choices=sorted(_files(SIZES["tiny"])), help="default: all of them")
+    parser.add_argument("--only", nargs="+", choices=sorted(_files(SIZES["tiny"])), help="default: all")
     arguments = parser.parse_args()
     paths = write_all(arguments.folder, arguments.size, arguments.only)
     print(json.dumps({name: str(path) for name, path in paths.items()}))

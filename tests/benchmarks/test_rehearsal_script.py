@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NEVER_ZERO = (
     "train_total_seconds",
@@ -21,6 +25,7 @@ ROUNDED = ("train_step_seconds", "chat_first_token_seconds")
 """Tenths of a second, of which a tiny model may take none."""
 
 
+@pytest.mark.long
 def test_the_rehearsal_runs_and_prints_what_it_measured(tmp_path):
     command = [sys.executable, "benchmarks/rehearsal.py", str(tmp_path), "--size", "tiny", "--threads", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
