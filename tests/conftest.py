@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,11 @@ import yaml
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
+from minigpt4.assets import expand, is_cached
 from tests import REFERENCE
+
+for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # of a job that runs the tests
+    os.environ.pop(name, None)
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "white": (250, 250, 250)}
 
@@ -26,6 +32,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--pair", action="append", default=[], metavar="YAML", help="conformance: a pair of your own, instead of ours"
     )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs the mini assets where they are missing."""
+    if item.get_closest_marker("mini") and not all(is_cached(name) for name in expand("mini")):
+        pytest.skip("missing assets: python -m minigpt4 assets mini")
+
+
+@pytest.fixture(autouse=True)
+def _whatever_ran_before() -> Iterator[None]:
+    """Start each test with the same random numbers, and put the log back, which `main` sets up for a whole process."""
+    log = logging.getLogger("minigpt4")
+    handlers, level = log.handlers[:], log.level
+    torch.manual_seed(0)
+    yield
+    log.handlers[:] = handlers
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,7 @@
-"""THE TABLE: what a person may get wrong, and the one message it must end in.
+"""The table of wrong inputs, and the one message that each must end in.
 
 Every row is run through the command line: one error on standard error that says what to do, no traceback, exit
-status 1. A row is a name, what is done to a good config (`values`) in an empty folder (`here`), and the
-message.
+status 1. A row is a name, a change to a good config (`values`) in an empty folder (`here`), and the message.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ import torch
 from PIL import Image
 
 from minigpt4.cli import main
-from minigpt4.models.vision import EvaViTG, EvaViTGConfig
+from minigpt4.config.parts import EvaViTGConfig
+from minigpt4.models.vision import EvaViTG
 
 ROOT = Path(__file__).parents[2]
 Values = dict[str, Any]
@@ -33,7 +33,7 @@ HUGE = Image.new("L", (11_000, 10_000))
 
 
 def put(key: str, value: Any) -> Spoil:
-    """Return what sets one key of the config, `{here}` standing for the folder."""
+    """Return a function that sets one key of the config; `{here}` stands for the folder."""
 
     def spoil(values: Values, here: Path) -> None:
         *path, last = key.split(".")
@@ -49,7 +49,7 @@ def option(*given: str) -> Spoil:
 
 
 def eva_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Spoil:
-    """Return what writes the weights of the config's image encoder, changed."""
+    """Return a function that writes changed weights of the config's image encoder."""
 
     def spoil(values: Values, here: Path) -> None:
         section = values["model"]["vision_encoder"]
@@ -80,7 +80,7 @@ class Foreign:
 
 
 def language_model(**files: str | None) -> Spoil:
-    """Return what copies the language model with files changed, or left out."""
+    """Return a function that copies the language model with files changed or left out."""
 
     def spoil(values: Values, here: Path) -> None:
         section = values["model"]["language_model"]
@@ -96,7 +96,7 @@ def language_model(**files: str | None) -> Spoil:
 
 
 def aligned(annotations: str | None, image: bytes | None = None) -> Spoil:
-    """Return what writes an aligned set."""
+    """Return a function that writes an aligned set."""
 
     def spoil(values: Values, here: Path) -> None:
         (here / "data" / "image").mkdir(parents=True)
@@ -110,7 +110,7 @@ def aligned(annotations: str | None, image: bytes | None = None) -> Spoil:
 
 
 def conversations(row: Values | str) -> Spoil:
-    """Return what writes a set of one row about one good image."""
+    """Return a function that writes a set of one row about one good image."""
 
     def spoil(values: Values, here: Path) -> None:
         Image.new("RGB", (9, 9)).save(here / "0.png")
@@ -161,7 +161,11 @@ TRAINING: list[tuple[str, Spoil, str]] = [
         "required: set it in the YAML or pass --options datasets.train.pairs.path=PATH",
     ),
     ("unknown component", put("model.resampler.type", "merg"), "unknown resampler 'merg'. Did you mean 'merge'"),
-    ("unknown template", put("conversation.template", "vicuna"), "unknown template 'vicuna'"),
+    (
+        "unknown template",
+        put("conversation.template", "vicuna"),
+        "must be one of chatml, llama2, plain, tokenizer, vicuna_v0",
+    ),
     ("bad option", option("run.sed=1"), "unknown key 'run.sed'; did you mean 'seed'"),
     ("option without a value", option("run.seed"), "run.seed"),
     (
@@ -193,8 +197,8 @@ TRAINING: list[tuple[str, Spoil, str]] = [
         "cls_token is (1, 1, 3), should be (1, 1, 16)",
     ),
     ("unexpected tensor", eva_weights(lambda t: {**t, "extra": torch.zeros(1)}), "1 unexpected: extra"),
-    ("not a dictionary of tensors", eva_weights(lambda t: [1]), "holds a list, not a dictionary of tensors"),
-    ("language model without config", language_model(config=None), "no config.json there"),
+    ("not a dictionary of tensors", eva_weights(lambda t: [1]), "contains a list, not a dictionary of tensors"),
+    ("language model without config", language_model(config=None), "no config.json found"),
     ("language model truncated", language_model(model="cut"), "model.safetensors: truncated or not a safetensors file"),
     ("language model without tokenizer", language_model(tokenizer=None, tokenizer_config=None), "tokenizer"),
     # data
@@ -209,7 +213,7 @@ TRAINING: list[tuple[str, Spoil, str]] = [
     ("images not there", aligned(PAIR), "none of the 1 images"),
     ("all images broken", aligned(PAIR, b"\xff\xd8\xff broken"), "samples in a row could not be used (image: "),
     ("missing shard", shards("{0..1}.tar"), "2 of 2 shards are missing"),
-    ("empty shard", shards("0.tar", make=True), "0.tar: the shard holds no sample"),
+    ("empty shard", shards("0.tar", make=True), "0.tar: the shard has no sample"),
     ("nothing to learn", conversations({"image": "0.png", "conversations": asks("What?", None)}), "has no answer"),
     ("empty answer", conversations({"image": "0.png", "conversations": asks("<image>?", " ")}), "the answer is empty"),
     (
@@ -220,7 +224,7 @@ TRAINING: list[tuple[str, Spoil, str]] = [
     ("rows that are no list", conversations('{"a": 1}'), "must be a list of rows"),
 ]
 CHAT: list[tuple[str, Callable[[Path], Any], str]] = [
-    ("missing image", lambda file: None, "there is no such image file"),
+    ("missing image", lambda file: None, "image file"),
     ("not an image", lambda file: file.write_text("hello"), "this is not an image"),
     ("empty file", lambda file: file.touch(), "the file is empty"),
     ("damaged image", lambda file: file.write_bytes(_jpeg()[:-500]), "the image is damaged"),
@@ -285,7 +289,7 @@ STAGES = {
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_shipped_stages_name_everything_they_need_at_once(stage, tmp_path, capfd):
-    """First what must be set, then, once it is, every file that is not there; nothing is loaded for either."""
+    """First every key that must be set, then, once they are, every missing file; nothing is loaded for either."""
     file = str(ROOT / "configs" / f"{stage}.yaml")
     status = main(["train", "--cfg-path", file])
     shown = capfd.readouterr().err
@@ -302,12 +306,13 @@ def test_the_shipped_stages_name_everything_they_need_at_once(stage, tmp_path, c
         assert re.search(rf"{re.escape(key)}[.\d]*: there is no file .* pass --options {re.escape(key)}", shown)
 
 
+@pytest.mark.slow
 def test_as_processes(tiny_values, write_config, tmp_path):
-    """The same through the scripts, as a user starts them: at once, so that their imports overlap."""
+    """The same through the scripts, as a user starts them; at the same time, so that their imports overlap."""
     file = str(write_config(tiny_values))
-    commands = [
-        ([ROOT / "train.py", "--cfg-path", "stage1_pretran"], "Did you mean 'stage1_pretrain'"),
-        (["-m", "minigpt4", "chat", "--cfg-path", file, "--image", "no.png", "--question", "?"], "no such image file"),
+    commands: list[tuple[list[str], str]] = [
+        ([str(ROOT / "train.py"), "--cfg-path", "stage1_pretran"], "Did you mean 'stage1_pretrain'"),
+        (["-m", "minigpt4", "chat", "--cfg-path", file, "--image", "no.png", "--question", "?"], "image file"),
     ]
     started = [
         subprocess.Popen([sys.executable, *given], stderr=subprocess.PIPE, text=True, cwd=ROOT) for given, _ in commands
