@@ -86,6 +86,8 @@ class Upload:
 
     def _count(self, size: int) -> None:
         """Count some more bytes, and make room for them."""
+        if self not in self._all.receiving:
+            raise TimeoutError  # given up, and this chunk came before the timer ran
         self._size += size
         self._all.size += size
         most = self._all.limits.max_total_megabytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import resource
@@ -13,9 +14,12 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
+from starlette.requests import Request
 
 from minigpt4.config.sections import ServerConfig
+from minigpt4.errors import RequestError
 from minigpt4.server.connections import allowed_connections
+from minigpt4.server.uploads import Uploads
 from tests.server.conftest import post, running, wait_until
 from tests.server.test_limits import BODY, LONG, send, send_json
 
@@ -148,6 +152,35 @@ def test_incomplete_bodies_make_room_for_others(guarded):
     assert (status, headers["retry-after"]) == (429, "1")
     assert "the requests in progress have 1 MB" in reply["error"]["message"]
     assert service._uploads.size == 0
+
+
+def test_a_body_that_was_given_up_counts_no_more():
+    """Its next chunk is there before its timer runs: counted again, it would push out a third one."""
+    uploads = Uploads(ServerConfig(max_total_megabytes=1.0))
+
+    async def receive(name: str, chunks: list[int], order: list[str]) -> int | str:
+        sizes = iter(chunks)
+
+        async def message() -> dict:
+            size = next(sizes, 0)
+            while order[0] != name:
+                await asyncio.sleep(0)
+            order.pop(0)
+            return {"type": "http.request", "body": b" " * size, "more_body": bool(size)}
+
+        try:
+            with uploads.upload() as upload:
+                return len(await upload.receive(Request({"type": "http", "headers": []}, message)))
+        except RequestError as error:
+            return error.status
+
+    async def all_bodies() -> list[int | str]:
+        order = ["first", "second", "third", "third", "first", "third", "second", ""]
+        bodies = {"first": [300_000, 500_000], "second": [400_000], "third": [200_000, 200_000]}
+        return await asyncio.gather(*(receive(name, chunks, order) for name, chunks in bodies.items()))
+
+    assert asyncio.run(all_bodies()) == [408, 400_000, 400_000]
+    assert uploads.size == 0
 
 
 def test_a_client_that_does_not_read_its_answer_is_disconnected(load, caplog):
