@@ -34,7 +34,7 @@ test: $(VENV)/.installed assets
 test-long: $(VENV)/.installed assets
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m long
 
-# About three minutes on two cores; downloads nothing besides the installation.
+# About a minute on two cores; downloads nothing besides the installation.
 test-fast: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not mini and not long"
 

@@ -18,6 +18,8 @@ from minigpt4.conversation.dialogue import Dialogue, Turn
 from minigpt4.errors import ContextLengthError, ConversationError
 from tests.chat.conftest import ids_of, image, load, teach
 
+pytestmark = pytest.mark.slow
+
 COLOURS = ["red", "green", "blue", "white"]
 
 

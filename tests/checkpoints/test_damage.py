@@ -19,6 +19,8 @@ from minigpt4.errors import CheckpointError, MiniGPT4Error
 from tests.checkpoints.parts import save
 from tests.runners.parts import train
 
+pytestmark = pytest.mark.slow
+
 FLIPS = 150
 
 

@@ -29,6 +29,8 @@ from minigpt4.weights import read_tensors
 from tests.checkpoints.published import QUICK
 from tests.end_to_end.test_bad_input import check
 
+pytestmark = pytest.mark.slow
+
 Files = dict[str, Path]
 Change = Callable[[Files], Any]
 MARK = "was_here"

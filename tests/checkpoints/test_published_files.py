@@ -29,6 +29,8 @@ from tests import REFERENCE
 from tests.checkpoints.published import RELEASED, load
 from tests.models.parts import pixels
 
+pytestmark = pytest.mark.slow
+
 FULL = SIZES["full"]
 SECTION: dict[str, dict[str, Any]] = {part: {} for part in ("vision_encoder", "resampler")}
 for key, value in architecture().items():

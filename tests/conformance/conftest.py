@@ -14,7 +14,9 @@ from tests.conformance.tiny import PAIRS, write_pair
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "pair" in metafunc.fixturenames:
         given = metafunc.config.getoption("--pair")
-        metafunc.parametrize("pair", given or list(PAIRS), indirect=True, scope="package")
+        quick, *slow = PAIRS
+        pairs = given or [quick, *(pytest.param(pair, marks=pytest.mark.slow) for pair in slow)]
+        metafunc.parametrize("pair", pairs, indirect=True, scope="package")
 
 
 @pytest.fixture(scope="package")

@@ -37,6 +37,7 @@ answers = words.map(lambda text: "A" + text)
 turns = st.lists(st.tuples(words.map(lambda text: "Q" + text), answers), min_size=1, max_size=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("template", "kind"), CASES)
 @settings(max_examples=25, deadline=None)
 @given(turns=turns)
@@ -64,6 +65,7 @@ def is_mark(tokenizer, token: int) -> bool:
     return token in tokenizer.tokenizer.added_tokens_decoder or token in tokenizer.tokenizer.all_special_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("template", "kind"), CASES)
 @settings(max_examples=15, deadline=None)
 @given(turns=turns, images=st.integers(0, 2))

@@ -24,6 +24,8 @@ from minigpt4.errors import ConversationError, WeightsError
 from tests import REFERENCE
 from tests.conversation.parts import LLAMA, MARKS, byte_tokenizer, dialogue, encoder, supervised, text_of
 
+pytestmark = pytest.mark.slow
+
 CASES = REFERENCE.parent / "cases"
 
 

@@ -26,6 +26,8 @@ from minigpt4.cli import main
 from minigpt4.config.parts import EvaViTGConfig
 from minigpt4.models.vision import EvaViTG
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 Values = dict[str, Any]
 Spoil = Callable[[Values, Path], Any]
@@ -306,7 +308,6 @@ def test_the_shipped_stages_name_everything_they_need_at_once(stage, tmp_path, c
         assert re.search(rf"{re.escape(key)}[.\d]*: there is no file .* pass --options {re.escape(key)}", shown)
 
 
-@pytest.mark.slow
 def test_as_processes(tiny_values, write_config, tmp_path):
     """The same through the scripts, as a user starts them; at the same time, so that their imports overlap."""
     file = str(write_config(tiny_values))

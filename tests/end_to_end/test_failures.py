@@ -22,6 +22,8 @@ from minigpt4.runners.state import Progress
 from tests.conftest import read_metrics
 from tests.runners.parts import start_command, train, write
 
+pytestmark = pytest.mark.slow
+
 CASES = Path(__file__).parents[1] / "data" / "cases"
 
 
@@ -78,7 +80,6 @@ def test_what_a_kill_between_two_renames_left_is_repaired(tiny_values, tmp_path)
     assert sorted(p.name for p in checkpoints.iterdir()) == ["latest", "step_2", "step_4"]
 
 
-@pytest.mark.slow
 def test_rows_whose_images_are_not_read_end_the_command_with_one_message(tiny_values, tmp_path):
     case = CASES / "02_image_under_another_key"
     source = {"type": "conversations", "path": str(case / "rows.jsonl"), "image_dir": str(case / "images")}

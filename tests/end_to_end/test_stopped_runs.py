@@ -19,6 +19,8 @@ from minigpt4.runners.stopping import StopRequest
 from tests.conftest import read_metrics
 from tests.runners.parts import series, start_command, train, train_on_ranks, write
 
+pytestmark = pytest.mark.slow
+
 
 def start_ranks(file: Path, number: int, output: Path, *options: str) -> list[BaseProcess]:
     with socket.socket() as free:
@@ -42,7 +44,6 @@ def wait_for_step(folder: Path, step: int, ranks: list[BaseProcess]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stops", [1, pytest.param(10, marks=pytest.mark.long)])
 def test_stopped_at_random_two_ranks_with_workers_are_the_same_run(tiny_values, tmp_path, stops, record_property):
     record_property("figure: one of two ranks with workers stopped by a signal, then resumed: the same losses", stops)
@@ -72,7 +73,6 @@ def test_stopped_at_random_two_ranks_with_workers_are_the_same_run(tiny_values, 
     assert series(folder) == series(tmp_path / "whole")
 
 
-@pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_other_with_one_message(tiny_values, tmp_path):
     file = write(tiny_values, tmp_path / "run", total_steps=2000, batch_size_per_rank=2, save_every_steps=0)
     ranks = start_ranks(file, 2, tmp_path / "errors")

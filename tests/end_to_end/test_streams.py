@@ -15,6 +15,8 @@ from PIL import Image
 from minigpt4 import Chat, load_model
 from minigpt4.cli import NO_READER
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 VERBS = {
     "version": ["--version"],
@@ -73,7 +75,6 @@ def test_without_a_reader_every_verb_ends_quietly(folder, tiny_llm, verb, unbuff
     assert not any(word in shown for word in ("Traceback", "Error", "error"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [

@@ -14,6 +14,8 @@ from minigpt4.cli import main
 from tests.exports.parts import with_qformer
 from tests.runners.parts import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def checkpoint(tiny_values, tmp_path) -> Path:

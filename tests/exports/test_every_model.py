@@ -26,6 +26,8 @@ from tests.conformance.tiny import LLMS, QFORMER, write_llm
 from tests.conftest import EVA
 from tests.exports.parts import noisy
 
+pytestmark = pytest.mark.slow
+
 ENCODERS = {"eva": EVA, "timm": {"type": "timm", "name": "test_vit", "weights": "random", "image_size": 64}}
 RESAMPLERS = {
     "qformer": QFORMER,
@@ -128,7 +130,6 @@ def test_the_merged_language_model_keeps_its_precision(tiny_values, tiny_llm, tm
     assert {parameter.dtype for parameter in plain.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("trained", ["projection", "lora"])
 def test_the_example_in_the_folder_answers_as_our_chat(tiny_values, tiny_llm, pairs, tmp_path, trained):
     """A model with a timm encoder, for which prompt embeds are the only format; in a process without this package."""

@@ -15,6 +15,8 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from minigpt4.errors import WeightsError
 from tests.models.test_vision import perturbed, timm_encoder
 
+pytestmark = pytest.mark.slow
+
 NAME = "test_vit"
 Tensors = dict[str, torch.Tensor]
 

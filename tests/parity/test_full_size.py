@@ -17,6 +17,8 @@ from minigpt4.models.vision import EvaViTG
 from minigpt4.tensor_names import from_published, is_buffer
 from tests import REFERENCE
 
+pytestmark = pytest.mark.slow
+
 KEYS = json.loads((REFERENCE / "full_size_keys.json").read_text())
 SIZES = {"7b": (4096, 11008, 32), "13b": (5120, 13824, 40), "llama2_7b": (4096, 11008, 32)}
 

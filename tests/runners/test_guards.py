@@ -18,6 +18,8 @@ from minigpt4.runners.state import Progress
 from tests.conftest import read_metrics
 from tests.runners.parts import train, weights
 
+pytestmark = pytest.mark.slow
+
 
 def noise_with(folder: Path, plain: list[int], rows: int = 8) -> dict[str, Any]:
     """Return a data set of noisy images, those numbered in `plain` of one colour: NaN once standardised."""
@@ -90,7 +92,6 @@ def test_skipped_samples_are_counted_by_cause(tiny_values, pairs, tmp_path):
     assert (tmp_path / "run" / "log.txt").read_text().count("skipped (image):") == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_more_skipped_samples_than_allowed_end_the_run(tiny_values, pairs, tmp_path, workers):
     tiny_values["datasets"]["train"]["pairs"]["path"] = str(break_images(pairs, tmp_path / "data", 5))

@@ -20,6 +20,8 @@ from minigpt4.runners.validation import Validation, shuffle_images
 from tests.conftest import COLOURS, read_metrics
 from tests.runners.parts import train
 
+pytestmark = pytest.mark.slow
+
 SAID = dict(zip(COLOURS, ("yes", "no", "cat", "dog"), strict=True))
 
 
@@ -41,7 +43,6 @@ def colour_questions(folder: Path, prompt_tells: bool) -> dict[str, Any]:
     return {"type": "conversations", "path": str(folder / "rows.json")}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("text_tells", [False, True])
 def test_the_run_says_whether_the_model_looks_at_its_images(tiny_values, tmp_path, text_tells):
     data = colour_questions(tmp_path / "data", text_tells)
@@ -63,7 +64,6 @@ def test_validation_runs_when_due_and_at_the_end_on_the_same_samples(tiny_values
     assert len({line["validation_loss"] for line in found}) == 1
 
 
-@pytest.mark.slow
 def test_validation_does_not_disturb_training(tiny_values, tmp_path):
     train(tiny_values, tmp_path / "without")
     tiny_values["datasets"]["validation"] = tiny_values["datasets"]["train"]

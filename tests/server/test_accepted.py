@@ -12,6 +12,8 @@ import pytest
 
 from tests.server.conftest import about, data_uri, noise, post
 
+pytestmark = pytest.mark.slow
+
 CASES = Path(__file__).resolve().parents[1] / "data" / "cases"
 TEXT = {"role": "user", "content": "What is this?"}
 

@@ -17,6 +17,8 @@ from minigpt4.server.request import read_request
 from tests.server.conftest import data_uri, noise, post
 from tests.server.test_accepted import OFF, TEXT
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = st.one_of(
     st.integers(-3, 5),
     st.integers(),
@@ -52,7 +54,6 @@ REQUESTS = st.builds(
 )
 
 
-@pytest.mark.slow
 @given(REQUESTS | ANY)
 @settings(max_examples=400, deadline=None)
 def test_a_request_is_read_or_refused(values):
@@ -76,7 +77,6 @@ def test_a_body_of_any_bytes_is_refused(body):
         read_request(body, ChatConfig(), ServerConfig())
 
 
-@pytest.mark.slow
 def test_any_request_gets_a_status_below_500_and_no_other_answer_changes(served, record_property):
     """Another client asks the same question all the time."""
     record_property("figure: generated requests to a service: answered or refused, no other answer changed", 300)

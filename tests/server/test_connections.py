@@ -23,6 +23,8 @@ from minigpt4.server.uploads import Uploads
 from tests.server.conftest import post, running, wait_until
 from tests.server.test_limits import BODY, LONG, send, send_json
 
+pytestmark = pytest.mark.slow
+
 HALF = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
 
 

@@ -15,6 +15,8 @@ import pytest
 from minigpt4.chat.scheduler import Stream
 from tests.server.conftest import JSON, client_of, post, running, wait_until
 
+pytestmark = pytest.mark.slow
+
 TEXT = {"role": "user", "content": "What is this?"}
 LONG: dict[str, Any] = {"model": "tiny", "messages": [TEXT], "max_tokens": 480}
 BODY = json.dumps({**LONG, "max_tokens": 2}).encode()

@@ -18,6 +18,8 @@ from minigpt4.server.images import ImageReader, RemoteImages, is_public
 from minigpt4.server.messages import ImageReference
 from tests.server.conftest import data_uri, noise
 
+pytestmark = pytest.mark.slow
+
 LIMITS = ServerConfig(image_urls=True, image_url_seconds=0.7, image_url_megabytes=0.01)
 PRIVATE = [
     *("127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.1", "169.254.169.254", "0.0.0.0", "100.64.0.1", "224.0.0.1"),
