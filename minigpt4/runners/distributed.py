@@ -33,6 +33,7 @@ from minigpt4.config.sections import RunConfig
 from minigpt4.devices import choose_device, choose_precision
 from minigpt4.errors import ConfigError, MiniGPT4Error, TrainingError
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.runners.stopping import end_with_launcher
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -46,6 +47,7 @@ def build_accelerator(run: RunConfig, trackers: Sequence[str], folder: Path) -> 
             variables of a launcher are incomplete.
     """
     started = _world_size()
+    end_with_launcher()
     device = choose_device(run.device)
     # Accelerate keeps its first settings for the life of the process; a notebook's second run may need others.
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ _CODES = {signal.SIGINT: 1.0, signal.SIGTERM: 4096.0}
 """What a rank adds to the sum over the ranks: one SIGTERM outweighs 4,095 times Ctrl-C; exact in float32."""
 REPEATED_WITHIN = 1.0
 """Seconds in which a second signal counts as the first: torchrun passes on what the whole process group received."""
+
+LAUNCHER_EVERY = 1.0
+"""Seconds between two looks at whether the launcher is still there."""
 
 
 class StopRequest:
@@ -74,6 +78,23 @@ class StopRequest:
             elif time.monotonic() - first > REPEATED_WITHIN:
                 os._exit(128 + number)
         os.close(pipe)
+
+
+def end_with_launcher() -> None:
+    """Send this process SIGTERM when torchrun, which started it, has ended; do nothing if something else started it.
+
+    A launcher that was killed (SIGKILL, out of memory) cannot end its ranks: they would train on and hold the output
+    folder and the GPUs.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform != "win32":
+        threading.Thread(target=_watch_launcher, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch_launcher(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(LAUNCHER_EVERY)
+    _log.warning("the launcher (process %d) has ended: this rank ends too", launcher)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

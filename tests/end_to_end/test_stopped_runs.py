@@ -7,10 +7,13 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from minigpt4.errors import ConfigError, RunStoppedError, TrainingError
@@ -20,6 +23,8 @@ from tests.conftest import read_metrics
 from tests.runners.parts import series, start_command, train, train_on_ranks, write
 
 pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
 
 
 def start_ranks(file: Path, number: int, output: Path, *options: str) -> list[BaseProcess]:
@@ -36,7 +41,7 @@ def start_ranks(file: Path, number: int, output: Path, *options: str) -> list[Ba
     ]
 
 
-def wait_for_step(folder: Path, step: int, ranks: list[BaseProcess]) -> None:
+def wait_for_step(folder: Path, step: int, ranks: Sequence[BaseProcess] = ()) -> None:
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and all(rank.is_alive() for rank in ranks):
         if (folder / "metrics.jsonl").exists() and len((folder / "metrics.jsonl").read_text().splitlines()) >= step:
@@ -83,6 +88,24 @@ def test_a_rank_that_is_killed_ends_the_other_with_one_message(tiny_values, tmp_
     assert "rank 1 ended or does not answer" in (tmp_path / "errors0").read_text()
     assert "rank 1 ended or does not answer" in (tmp_path / "run" / "log.txt").read_text()
     assert "Traceback" not in (tmp_path / "errors0").read_text()
+
+
+@pytest.mark.long
+def test_ranks_end_with_their_launcher(tiny_values, tmp_path):
+    """torchrun is killed, and cannot end its ranks: they finish the step, save it, and end."""
+    file = write(tiny_values, tmp_path / "run", total_steps=100_000, batch_size_per_rank=2, save_every_steps=0)
+    command = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"]
+    command += [str(ROOT / "train.py"), "--cfg-path", str(file), "--options", "run.device=cpu"]
+    with (tmp_path / "output").open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as launcher:
+        wait_for_step(tmp_path / "run", 2)
+        ranks = [each for each in psutil.Process(launcher.pid).children() if str(ROOT / "train.py") in each.cmdline()]
+        launcher.kill()
+    _, left = psutil.wait_procs(ranks, timeout=60)
+    assert len(ranks) == 2
+    assert not left
+    last = read_metrics(tmp_path / "run")[-1]["step"]
+    assert f"stopped by SIGTERM after step {last} of 100000" in (tmp_path / "run" / "log.txt").read_text()
+    assert (tmp_path / "run" / "checkpoints" / "latest").resolve().name == f"step_{last}"
 
 
 def test_a_folder_in_use_is_refused_and_the_lock_of_a_dead_process_is_not(tiny_values, tmp_path):
