@@ -283,6 +283,9 @@ class DemoConfig:
     """Visitors answered at the same time; the others wait in a queue and see their place in it."""
     queue: Annotated[int, Ge(1)] = 64
     """Visitors that may wait; the next one is asked to come back later."""
+    max_kept_megabytes: Annotated[float, Gt(0)] = 2000.0
+    """Largest size of all files in the page's folder of uploads, which are deleted after an hour; while there is more,
+    further uploads are refused."""
 
 
 @settings

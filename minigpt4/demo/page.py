@@ -93,7 +93,7 @@ def launch(page: gr.Blocks, chat: Chat, *, host: str, port: int | None, share: b
     """
     config = chat.engine.loaded.config
     section: DemoConfig = config.demo
-    most = int(config.server.max_body_megabytes * 1e6)
+    most, kept = int(config.server.max_body_megabytes * 1e6), int(section.max_kept_megabytes * 1e6)
     _, address, public = page.launch(
         server_name=host,
         server_port=port,
@@ -105,7 +105,7 @@ def launch(page: gr.Blocks, chat: Chat, *, host: str, port: int | None, share: b
         allowed_paths=[str(resolve_shipped(example.image)) for example in section.examples],
         state_session_capacity=VISITS_KEPT,
         max_file_size=most,
-        app_kwargs={"middleware": [(UploadLimit, (), {"most": most})]},
+        app_kwargs={"middleware": [(UploadLimit, (most, Path(page.GRADIO_CACHE), kept), {})]},
         show_error=True,
         footer_links=[],
         theme=gr.themes.Default(primary_hue="teal", font=FONT, font_mono=MONO),

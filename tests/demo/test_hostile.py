@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -72,7 +74,11 @@ def loaded(tiny_chat_values: dict[str, Any], tmp_path_factory: pytest.TempPathFa
         **tiny_chat_values,
         "chat": {"max_new_tokens": 20},
         "server": {"max_images": 2, "max_pixels": 1_000_000, "max_body_megabytes": 0.1},
-        "demo": {"about": ABOUT, "examples": [{"image": str(folder / "example.png"), "question": f"Example {TAG}"}]},
+        "demo": {
+            "about": ABOUT,
+            "examples": [{"image": str(folder / "example.png"), "question": f"Example {TAG}"}],
+            "max_kept_megabytes": 1,
+        },
     }
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(values))
@@ -82,15 +88,17 @@ def loaded(tiny_chat_values: dict[str, Any], tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def address(loaded: LoadedModel):
+def address(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory):
     """The page of that model, whose name is hostile too."""
     pytest.importorskip("gradio")
     from minigpt4.demo.page import build_page, launch
 
     chat = Chat(loaded)
-    page = build_page(chat, f"{TAG}{MARKDOWN}")
-    yield launch(page, chat, host="127.0.0.1", port=None, share=False, wait=False)
-    page.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+        page = build_page(chat, f"{TAG}{MARKDOWN}")
+        yield launch(page, chat, host="127.0.0.1", port=None, share=False, wait=False)
+        page.close()
 
 
 def test_nothing_is_fetched_from_elsewhere(visit):
@@ -155,6 +163,25 @@ def test_an_upload_of_several_files_has_a_total(address):
     pieces = io.BytesIO(part * 2 + b"--x--\r\n")
     with pytest.raises(HTTPError, match=r"[45]\d\d"):  # sent in chunks: its length is not known
         urlopen(Request(place, pieces, {**header, "Transfer-Encoding": "chunked"}))
+
+
+def test_all_uploads_together_have_a_total(address, tmp_path):
+    """Files of an earlier hour count too; when they are deleted, uploads are accepted again."""
+    part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="b.png"\r\n\r\n' + b"b" * 9_000
+    request = Request(
+        f"{address}gradio_api/upload", part + b"\r\n--x--\r\n", {"Content-Type": "multipart/form-data; boundary=x"}
+    )
+    with urlopen(request) as answer:
+        (kept,) = json.load(answer)
+    earlier = Path(kept).parents[1] / "earlier"
+    earlier.write_bytes(bytes(1_500_000))
+    try:
+        with pytest.raises(HTTPError, match="507"):
+            urlopen(request)
+    finally:
+        earlier.unlink()
+    with urlopen(request) as answer:
+        assert answer.status == 200
 
 
 def test_the_page_keeps_features_and_a_small_picture(loaded, tmp_path):
