@@ -25,6 +25,7 @@ def test_it_is_stored_without_outputs(notebook):
     assert len([line for line in caption.splitlines() if line]) == 3  # three lines to a caption
 
 
+@pytest.mark.long
 @pytest.mark.mini
 def test_it_runs_in_any_folder(notebook, tmp_path):
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()

@@ -31,6 +31,7 @@ def question(*addresses: str) -> bytes:
     return json.dumps({"messages": [{"role": "user", "content": parts}], "max_tokens": 2}).encode()
 
 
+@pytest.mark.long
 def test_large_images_in_many_requests_do_not_add_up(tiny_file):
     """One of these images has 64 MB as RGB; each of 24 requests once held 200 to 700 MB of them."""
     wide = data_uri(Image.new("RGB", (4000, 4000), "red"))
