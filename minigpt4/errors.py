@@ -85,6 +85,10 @@ class ConversationError(DataError):
         super().__init__(message, cause)
 
 
+class FeatureCacheError(MiniGPT4Error):
+    """Cached features are missing, damaged, or were made with other parts or images than those of the run."""
+
+
 class ContextLengthError(MiniGPT4Error):
     """A prompt is longer than the language model's context."""
 

@@ -26,11 +26,13 @@ from minigpt4.config import Config, load_config, load_saved_config, missing_file
 from minigpt4.conversation.encoder import ConversationEncoder
 from minigpt4.conversation.tokenizer import TextTokenizer
 from minigpt4.devices import choose_device
-from minigpt4.errors import CheckpointError, ConfigError
+from minigpt4.errors import CheckpointError, ConfigError, FeatureCacheError
+from minigpt4.feature_cache.reader import FeatureCache
+from minigpt4.models.image_side import ImageSide
 from minigpt4.models.language_model import needs_own_code
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.processors.image import ImageProcessor
-from minigpt4.registry import MODELS
+from minigpt4.registry import MODELS, RESAMPLERS
 from minigpt4.weights import load_strict
 
 PICKLES = (".pth", ".pt", ".bin")
@@ -100,7 +102,7 @@ def load_configured(config: Config, device: str = "auto") -> LoadedModel:
     return loaded
 
 
-def assemble(config: Config, *, same_template: bool = False) -> LoadedModel:
+def assemble(config: Config, *, same_template: bool = False, features: FeatureCache | None = None) -> LoadedModel:
     """Build the model of a config, with the trained tensors of `model.init_from` if it names a checkpoint.
 
     Everything that names and headers show is checked before weights are loaded.
@@ -108,33 +110,110 @@ def assemble(config: Config, *, same_template: bool = False) -> LoadedModel:
     Args:
         config: the configuration.
         same_template: require the conversation template that the checkpoint was trained with.
+        features: the cache to train from; then image encoder and resampler are not loaded.
 
     Raises:
         ConfigError, WeightsError, CheckpointError, AssetError: the model cannot be built.
+        FeatureCacheError: the checkpoint does not go with the cached features.
     """
-    check_files(config, "model")
-    check_kinds(config)
+    check_files(config, "model", without=IMAGE_SIDE if features is not None else ())
+    if features is None:
+        check_kinds(config)
     start = Start.at(config.model.init_from) if config.model.init_from else None
     if start is not None:
         start.check_language_model(config.model.language_model.config.path)
         if same_template:
             start.check_template(config.conversation.template)
-    loaded = _build(config)
+        if features is not None:
+            _check_untrained(start, config)
+    loaded = _build(config, features)
     if start is not None:
         load_trained(loaded.model, start)
+        if features is not None:
+            check_calibrated(loaded.model, features, start.place)
         loaded.manifest = start.manifest
     return loaded
 
 
-def check_files(config: Config, *sections: str) -> None:
-    """Raise ConfigError with every file and asset in these sections that does not exist or would have to run code."""
-    problems = missing_files(config, *sections)
-    assets = [name for name in mentioned([config.values[key] for key in sections]) if not is_cached(name)]
+def build_image_side(config: Config) -> ImageSide:
+    """Build image encoder and resampler alone, with what `model.init_from` calibrated; for the feature cache.
+
+    Raises:
+        ConfigError, WeightsError, CheckpointError, AssetError: they cannot be built.
+    """
+    start = Start.at(config.model.init_from) if config.model.init_from else None
+    if start is not None:
+        _check_untrained(start, config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        image_side = ImageSide.from_config(config.model)
+    if start is not None:
+        check_parts(start.manifest, image_side, str(start.place))
+        tensors = {name: tensor for name, tensor in start.read().items() if name.startswith("resampler.")}
+        load_strict(image_side, tensors, source=str(start.place), optional=lambda name: name not in tensors)
+    return image_side
+
+
+def check_calibrated(model: MiniGPT4, features: FeatureCache, place: Path) -> None:
+    """Raise FeatureCacheError if a checkpoint was calibrated otherwise than the resampler that made cached features.
+
+    Args:
+        model: with the tensors of the checkpoint.
+        features: the cache.
+        place: the checkpoint, for the message.
+    """
+    for name, cached in features.calibrated().items():
+        if not torch.equal(getattr(model.resampler, name).cpu(), cached):
+            raise FeatureCacheError(
+                f"{features.folder}: the cached features were made with another {name} of the resampler than that of "
+                f"{place}; write a cache with model.init_from={place}"
+            )
+
+
+def _check_untrained(start: Start, config: Config) -> None:
+    """Raise FeatureCacheError if a checkpoint has trained its image encoder or resampler: a cache holds frozen ones.
+
+    What a resampler only calibrates, such as the directions of `type: prefix`, is not training.
+    """
+    calibrated = RESAMPLERS.get(config.model.resampler.type).calibrated
+    wrong = [
+        name
+        for name in start.manifest.trained
+        if name.startswith(("vision_encoder.", "resampler.")) and name.removeprefix("resampler.") not in calibrated
+    ]
+    if wrong:
+        raise FeatureCacheError(
+            f"{start.place}: its training changed {wrong[0].partition('.')[0]} ({wrong[0]}), and cached features are "
+            "those of frozen parts; leave datasets.feature_cache empty"
+        )
+
+
+IMAGE_SIDE = ("model.vision_encoder", "model.resampler")
+"""What training from cached features does not load."""
+
+
+def check_files(config: Config, *sections: str, without: Sequence[str] = ()) -> None:
+    """Raise ConfigError with every file and asset in these sections that does not exist or would have to run code.
+
+    Args:
+        config: the configuration.
+        sections: the sections that are checked.
+        without: keys whose files are not needed, `model.vision_encoder`.
+    """
+    unneeded = tuple(f"{key}:" for key in without) + tuple(f"{key}." for key in without)
+    problems = [problem for problem in missing_files(config, *sections) if not problem.startswith(unneeded)]
+    values = [
+        value
+        for section in sections
+        for key, value in config.values[section].items()
+        if f"{section}.{key}" not in without
+    ]
+    assets = [name for name in mentioned(values) if not is_cached(name)]
     if assets:
         problems.append(
             f"not on this machine yet: {', '.join(assets)}; run python -m minigpt4 assets {' '.join(assets)}"
         )
-    if not problems and "model" in sections:
+    if not problems and "model" in sections and "model.language_model" not in without:
         reason = needs_own_code(resolve(config.model.language_model.config.path))
         problems += [f"model.language_model.path: {reason}"] * bool(reason)
     if problems:
@@ -180,12 +259,13 @@ def _check_values(model: MiniGPT4, tensors: Mapping[str, Tensor], place: str) ->
         )
 
 
-def _build(config: Config) -> LoadedModel:
+def _build(config: Config, features: FeatureCache | None) -> LoadedModel:
     section = config.model
     tokenizer = TextTokenizer.from_path(resolve(section.language_model.config.path))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        model: MiniGPT4 = MODELS.get(section.type).from_config(section)
+        stand_ins = {} if features is None else {"image_side": _cached_image_side(features)}
+        model: MiniGPT4 = MODELS.get(section.type).from_config(section, **stand_ins)
     tokenizer.fit(model.language_model.vocab_size)
     settings = config.conversation
     if settings.max_tokens > model.language_model.context_length:
@@ -200,3 +280,8 @@ def _build(config: Config) -> LoadedModel:
     encoder = ConversationEncoder(tokenizer, model.num_query_tokens, settings, config.compat)
     processor = config.processors.image.build(spec=model.vision_encoder.image_spec)
     return LoadedModel(model, encoder, processor, config)
+
+
+def _cached_image_side(features: FeatureCache) -> ImageSide:
+    sizes = (features.num_query_tokens, features.feature_dim)
+    return ImageSide.from_cache(features.parts, features.image_spec, sizes, features.calibrated())

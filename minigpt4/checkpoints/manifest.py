@@ -17,13 +17,15 @@ from pydantic import ValidationError
 
 from minigpt4.config.schema import adapter
 from minigpt4.errors import CheckpointError
+from minigpt4.models.image_side import FromCache, ImageSide, ResampledInCache
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.strict_json import parse_json
 from minigpt4.weights import fingerprint
 
 FILE = "manifest.json"
 FORMAT = 2
-FROZEN_PARTS = ("vision_encoder", "resampler", "language_model")
+IMAGE_PARTS = ("vision_encoder", "resampler")
+FROZEN_PARTS = (*IMAGE_PARTS, "language_model")
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,18 @@ def identify(model: MiniGPT4, trained: Collection[str]) -> dict[str, PartIdentit
     return {name: _identify_part(model, name, trained) for name in FROZEN_PARTS}
 
 
+def identify_image_side(model: ImageSide, trained: Collection[str]) -> dict[str, PartIdentity]:
+    """Return the identities of image encoder and resampler without the tensors named in `trained`."""
+    return {name: _identify_part(model, name, trained) for name in IMAGE_PARTS}
+
+
 def _identify_part(
-    model: MiniGPT4, name: str, trained: Collection[str], *, with_fingerprint: bool = True
+    model: MiniGPT4 | ImageSide, name: str, trained: Collection[str], *, with_fingerprint: bool = True
 ) -> PartIdentity:
     """Return the identity of one part; a fingerprint reads from every tensor, which may be slow the first time."""
     part, is_llm = getattr(model, name), name == "language_model"
+    if isinstance(part, (FromCache, ResampledInCache)):
+        return PartIdentity(**part.identity)
     tensors = model.frozen_tensors(name, trained)
     return PartIdentity(
         type=type(part).__name__,
@@ -143,9 +152,9 @@ def stage_after(start: Manifest | None) -> int:
     return start.stage + 1 if start.stage else 0
 
 
-def check_parts(manifest: Manifest, model: MiniGPT4, place: str) -> None:
+def check_parts(manifest: Manifest, model: MiniGPT4 | ImageSide, place: str) -> None:
     """Raise CheckpointError unless the model's parts are those that the checkpoint was trained with."""
-    for name in FROZEN_PARTS:
+    for name in IMAGE_PARTS if isinstance(model, ImageSide) else FROZEN_PARTS:
         theirs = manifest.parts.get(name)
         if theirs is None:
             raise CheckpointError(f"{place}: its manifest does not describe the {name}")

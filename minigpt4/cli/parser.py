@@ -38,6 +38,17 @@ def build_parser() -> argparse.ArgumentParser:
     _add_config(train, default=None)
     train.set_defaults(verb=verbs.train)
 
+    cache = named.add_parser("cache", help="write the features of all images once", parents=[common])
+    _add_positional_config(cache)
+    cache.add_argument(
+        "--dtype",
+        default="bfloat16",
+        choices=("bfloat16", "float16", "float32"),
+        help="precision in which features are stored (default: %(default)s)",
+    )
+    cache.add_argument("--batch-size", type=int, default=32, metavar="N", help="images per batch (default: 32)")
+    cache.set_defaults(verb=verbs.cache)
+
     evaluate = named.add_parser("evaluate", help="score a model on easy-VQA's test split", parents=[common])
     _add_config(evaluate)
     evaluate.set_defaults(verb=verbs.evaluate)
@@ -153,6 +164,11 @@ def _add_config(parser: argparse.ArgumentParser, default: str | None = verbs.MIN
         required=default is None,
         help="a YAML file or the name of a shipped one" + (f" (default: {default})" if default else ""),
     )
+    _add_options(parser)
+
+
+def _add_positional_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("cfg_path", metavar="CONFIG", help="a YAML file or the name of a shipped one")
     _add_options(parser)
 
 

@@ -30,6 +30,21 @@ def train(arguments: argparse.Namespace) -> None:
     RUNNERS.get(config.run.runner).from_config(config).run()
 
 
+def cache(arguments: argparse.Namespace) -> None:
+    """Verb `cache`: write the query features of all images of a config's data sets."""
+    from minigpt4.config import load_config
+
+    config = load_config(arguments.cfg_path, arguments.options)
+    from minigpt4.runners.cache import CacheRunner
+
+    count = CacheRunner.from_config(config, arguments.dtype, arguments.batch_size).run()
+    print(
+        f"{config.datasets.feature_cache}: features of {count.images:,} images, {count.new:,} of them new, "
+        f"{count.bytes / 1e9:.2f} GB; {count.failed:,} images that cannot be read, {count.bad_samples:,} samples that "
+        "cannot be used"
+    )
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     """Verb `evaluate`: score a model on questions with known answers, and print the table."""
     from minigpt4.cli.terminal import loading

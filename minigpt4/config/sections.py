@@ -81,6 +81,9 @@ class DatasetsConfig:
     """Training data, mixed by weight."""
     validation: dict[str, Annotated[Component, OneOf(DATASETS)]] = field(default_factory=dict)
     """Data for the validation loss, in a fixed order."""
+    feature_cache: Annotated[str, FilePath()] = ""
+    """Folder of query features that `python -m minigpt4 cache` wrote. Training then reads the features of all images
+    from it, with neither image encoder nor image decoding; empty: images are encoded in every step."""
 
 
 @settings

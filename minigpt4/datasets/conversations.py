@@ -51,11 +51,13 @@ class Conversations(IndexedSource):
         is_lines = self.annotations.suffix.lower() in LINES
         self._rows: list[tuple[int, bytes]] = []
         unread: Counter[str] = Counter()
-        found_images = 0
+        found_images = self._num_images = 0
         for number, text, row in (_rows_of_lines if is_lines else _rows_of_list)(self.annotations):
             self._rows.append((number, text))
             if isinstance(row, dict):
                 found_images += any(row.get(key) for key in IMAGE_KEYS)
+                given = row.get("image") or row.get("images") or []
+                self._num_images += len(given) if isinstance(given, list) else 1
                 unread.update(_unread_keys(row))
         if not self._rows:
             raise DataError(f"{self.annotations}: the file has no row", cause="row")
@@ -76,6 +78,10 @@ class Conversations(IndexedSource):
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self._rows)
+
+    def expected_images(self) -> int:
+        """See `Source.expected_images`: as many as the rows name."""
+        return self._num_images
 
     def place(self, index: int) -> str:
         """See `IndexedSource.place`."""

@@ -1,7 +1,7 @@
 """From a mixture to batches, with or without worker processes, resumable at any batch.
 
-Input: a mixture, the conversation encoder, the image processor, and a `StreamPlan`. Output: an endless stream of
-`Batch`es, each with the position of its reader, which is all that a run has to save.
+Input: a mixture, the conversation encoder, the image processor or a cache of its images' features, and a `StreamPlan`.
+Output: an endless stream of `Batch`es, each with the position of its reader, which is all that a run has to save.
 
 Readers. Every worker of every rank is one reader: reader = rank * workers + worker. Batch i of a rank comes from worker
 i mod workers. A new loader starts with worker 0 again, so after a resume the workers take the roles of the readers
@@ -27,11 +27,14 @@ from minigpt4.datasets.collate import collate
 from minigpt4.datasets.mixture import Mixture
 from minigpt4.datasets.source import Example, Item, Source, sample_error
 from minigpt4.datasets.workers import start_worker
-from minigpt4.errors import DataError
+from minigpt4.errors import DataError, FeatureCacheError
+from minigpt4.feature_cache.reader import FeatureCache
 from minigpt4.processors.image import ImageProcessor
 
 logger = logging.getLogger(__name__)
 
+ImageReader = ImageProcessor | FeatureCache
+"""What an image goes through: it becomes `pixel_values`, or the `query_features` that were computed from it before."""
 NOTES_PER_CAUSE = 3
 """Skipped samples of one cause whose message is logged, per reader; more of them are only counted."""
 MAX_SKIPS_IN_A_ROW = 1000
@@ -83,7 +86,7 @@ class StreamPlan:
 class Delivery:
     """What a worker sends: a batch or the error that ends the stream, and messages to log."""
 
-    content: Batch | DataError
+    content: Batch | DataError | FeatureCacheError
     notes: list[str]
 
     def pin_memory(self) -> Delivery:
@@ -143,7 +146,7 @@ class StreamDataset(IterableDataset[Delivery]):
     """Reads, encodes and collates; each worker process runs one copy."""
 
     def __init__(
-        self, mixture: Mixture, encoder: ConversationEncoder, processor: ImageProcessor, plan: StreamPlan
+        self, mixture: Mixture, encoder: ConversationEncoder, processor: ImageReader, plan: StreamPlan
     ) -> None:
         self.mixture = mixture
         self.encoder = encoder
@@ -158,7 +161,7 @@ class StreamDataset(IterableDataset[Delivery]):
         try:
             for batch in self._batches(reader, skips):
                 yield Delivery(batch, skips.deliver(batch))
-        except DataError as error:
+        except (DataError, FeatureCacheError) as error:
             yield Delivery(error, skips.notes)
 
     def _batches(self, reader: int, skips: SkipLog) -> Iterator[Batch]:
@@ -188,17 +191,18 @@ class BatchLoader(DataLoader[Delivery]):
 
         Raises:
             DataError: a reader finds no more usable samples.
+            FeatureCacheError: the cache does not have an image.
         """
         for delivery in super().__iter__():
             for note in delivery.notes:
                 logger.warning(note)
-            if isinstance(delivery.content, DataError):
+            if not isinstance(delivery.content, Batch):
                 raise delivery.content
             yield delivery.content
 
 
 def build_loader(
-    mixture: Mixture, encoder: ConversationEncoder, processor: ImageProcessor, plan: StreamPlan
+    mixture: Mixture, encoder: ConversationEncoder, processor: ImageReader, plan: StreamPlan
 ) -> BatchLoader:
     """Return the loader of a rank's training batches.
 
@@ -228,7 +232,7 @@ def build_loader(
 def fixed_batches(
     sources: Mapping[str, Source],
     encoder: ConversationEncoder,
-    processor: ImageProcessor,
+    processor: ImageReader,
     *,
     samples: int,
     batch_size: int,
@@ -261,17 +265,17 @@ def fixed_batches(
     yield last
 
 
-def encode_example(example: Example, encoder: ConversationEncoder, processor: ImageProcessor) -> Sample:
-    """Return the encoded sample with its images decoded.
+def encode_example(example: Example, encoder: ConversationEncoder, processor: ImageReader) -> Sample:
+    """Return the encoded sample with its images decoded, or with their cached features.
 
     Raises:
         DataError: the dialogue or an image cannot be used; the message names the example.
+        FeatureCacheError: the cache does not have an image.
     """
     encoded = encoder.encode_dialogue(example.dialogue, num_images=len(example.images), sample_id=example.id)
-    pixels = [
-        processor(image, name=str(image) if isinstance(image, Path) else f"{example.id}, image {number}")
-        for number, image in enumerate(example.images, start=1)
-    ]
+    images = [processor(image, name=image_name(example, number)) for number, image in enumerate(example.images)]
+    stacked = torch.stack(images) if images else None
+    is_cached = isinstance(processor, FeatureCache)
     return Sample(
         id=example.id,
         input_ids=encoded.input_ids,
@@ -279,12 +283,19 @@ def encode_example(example: Example, encoder: ConversationEncoder, processor: Im
         image_mask=encoded.image_mask,
         position_ids=encoded.position_ids,
         branch_ids=encoded.branch_ids,
-        pixel_values=torch.stack(pixels) if pixels else None,
+        pixel_values=None if is_cached else stacked,
+        query_features=stacked if is_cached else None,
         altered={**example.altered, **encoded.altered},
     )
 
 
-def _sample(item: Item, encoder: ConversationEncoder, processor: ImageProcessor, skips: SkipLog) -> Sample | None:
+def image_name(example: Example, number: int) -> str:
+    """Return what messages call an image of an example, counted from 0."""
+    image = example.images[number]
+    return str(image) if isinstance(image, Path) else f"{example.id}, image {number + 1}"
+
+
+def _sample(item: Item, encoder: ConversationEncoder, processor: ImageReader, skips: SkipLog) -> Sample | None:
     """Return the encoded sample, or None after counting why it is skipped."""
     try:
         if isinstance(item, DataError):

@@ -24,7 +24,7 @@ from minigpt4 import strict_json
 from minigpt4.assets import resolve
 from minigpt4.config.parts import SourceConfig
 from minigpt4.conversation.dialogue import Dialogue, Turn
-from minigpt4.errors import DataError
+from minigpt4.errors import DataError, FeatureCacheError
 
 WORDS_CUT = "text cut to max_words"
 
@@ -81,6 +81,10 @@ class Source(ABC):
         """Return a hash of the data without its images; empty if unknown."""
         return ""
 
+    def expected_images(self) -> int | None:
+        """Return about how many images the source has, for an estimate of time and disk space; None if unknown."""
+        return None
+
     def captioned(self, text: str, place: str, prompt: str = "") -> Dialogue:
         """Return the dialogue of a caption, cleaned by this source's text processor.
 
@@ -128,6 +132,10 @@ class IndexedSource(Source):
         """Return where example `index` stands, for messages."""
         return f"item {index + 1}"
 
+    def expected_images(self) -> int | None:
+        """See `Source.expected_images`: one for each example."""
+        return len(self)
+
     def digest(self) -> str:
         """See `Source.digest`: the SHA-256 of the annotations."""
         if self.annotations is None:
@@ -162,11 +170,11 @@ def sample_error(error: Exception, place: str) -> DataError:
     """Return the exception that one sample caused as the error it is skipped and counted with.
 
     Raises:
-        MemoryError: if this is the error: it says nothing about the sample.
+        MemoryError, FeatureCacheError: if this is the error: it says nothing about the sample.
     """
     if isinstance(error, DataError):
         return error
-    if isinstance(error, MemoryError):
+    if isinstance(error, (MemoryError, FeatureCacheError)):
         raise error
     cause = "text" if isinstance(error, UnicodeError) else type(error).__name__
     return DataError(f"{place}: cannot be used ({type(error).__name__}: {str(error)[:200]})", cause=cause)

@@ -60,6 +60,14 @@ class WebPairs(Source):
         sizes = [(Path(shard).name, Path(shard).stat().st_size) for shard in self.shards]
         return hashlib.sha256(repr(sizes).encode()).hexdigest()
 
+    def expected_images(self) -> int:
+        """See `Source.expected_images`: from the samples per byte in three of the shards."""
+        some = sorted({0, len(self.shards) // 2, len(self.shards) - 1})
+        counted = [_count_samples(self.shards[number]) for number in some]
+        sampled = sum(Path(self.shards[number]).stat().st_size for number in some)
+        total = sum(Path(shard).stat().st_size for shard in self.shards)
+        return round(sum(counted) * total / sampled) if sampled else 0
+
     def stream(self, seed: int, reader: int, readers: int, start: int = 0) -> Iterator[Item]:
         """See `Source.stream`; items before `start` are read, but neither parsed nor decoded."""
         # With at least as many shards as readers, an epoch of this reader is one pass over its own shards. Otherwise
@@ -218,6 +226,19 @@ def _read_shard(shard: str) -> Iterator[RawSample | DataError]:
         yield damaged(fault, "what was there")
     if not num_items + len(duplicates) + len(faults):
         yield DataError(f"{shard}: the shard has no sample; remove it from urls", cause="empty shard")
+
+
+def _count_samples(shard: str) -> int:
+    """Return the number of images in a shard, from its headers alone; those in front of any damage."""
+    count = 0
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]
+                count += member.name.rpartition(".")[2].lower() in IMAGE_KEYS
+    except (OSError, tarfile.TarError, EOFError, ValueError):
+        return count
+    return count
 
 
 def _members(shard: str, faults: list[str]) -> Iterator[dict[str, Any]]:

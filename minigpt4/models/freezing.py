@@ -7,9 +7,9 @@ precisions of trainable and frozen parameters, which a run prints at its start.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from minigpt4.errors import ConfigError
 
@@ -20,6 +20,18 @@ _LORA_MARK = ".lora_"
 def part_of(parameter: str) -> str:
     """Return the part that a parameter belongs to; adapters in the language model are the part `lora`."""
     return "lora" if _LORA_MARK in parameter else parameter.split(".", 1)[0]
+
+
+def frozen_tensors(module: nn.Module, part: str, trained: Collection[str]) -> list[tuple[str, Tensor]]:
+    """Return the parameters and buffers of a part whose names in the model are not in `trained`, for its fingerprint.
+
+    Adapters change neither the tensors of a part nor, here, their names: with and without them it is the same part.
+    """
+    return [
+        (name.replace(".base_layer.", "."), tensor)
+        for name, tensor in module.state_dict().items()
+        if f"{part}.{name}" not in trained and part_of(f"{part}.{name}") != "lora"
+    ]
 
 
 def set_trainable(model: nn.Module, trainable: Sequence[str]) -> None:

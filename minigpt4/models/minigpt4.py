@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from minigpt4.batch import Batch
 from minigpt4.config.sections import ModelConfig
-from minigpt4.models.freezing import part_of, set_trainable
+from minigpt4.models.freezing import frozen_tensors, part_of, set_trainable
+from minigpt4.models.image_side import ImageSide
 from minigpt4.models.language_model import LanguageModel
 from minigpt4.models.loss import sample_losses, token_losses
 from minigpt4.models.resampler import Resampler
@@ -44,11 +45,20 @@ class MiniGPT4(nn.Module):
         self.train(self.training)
 
     @classmethod
-    def from_config(cls, config: ModelConfig) -> MiniGPT4:
-        """Build every part from its section, the language model last: it is the largest."""
-        vision_encoder = config.vision_encoder.build()
-        resampler = config.resampler.build(vision_encoder=vision_encoder)
-        return cls(vision_encoder, resampler, config.language_model.build(), config.trainable)
+    def from_config(cls, config: ModelConfig, image_side: ImageSide | None = None) -> MiniGPT4:
+        """Build every part from its section, the language model last: it is the largest.
+
+        Args:
+            config: the model section.
+            image_side: image encoder and resampler, where they are built already.
+        """
+        seed = torch.initial_seed()
+        if image_side is None:
+            image_side = ImageSide.from_config(config)
+        torch.manual_seed(seed)  # adapters and llama_proj start the same, whatever the parts before them have drawn
+        language_model = config.language_model.build()
+        torch.manual_seed(seed)
+        return cls(image_side.vision_encoder, image_side.resampler, language_model, config.trainable)
 
     def train(self, mode: bool = True) -> MiniGPT4:
         """Set training mode on what trains; frozen parts stay in eval, so that their dropout stays off."""
@@ -85,15 +95,8 @@ class MiniGPT4(nn.Module):
         return {name: tensor.detach() for name, tensor in self.state_dict().items() if name in trained}
 
     def frozen_tensors(self, part: str, trained: Collection[str]) -> list[tuple[str, Tensor]]:
-        """Return the parameters and buffers of a part whose names are not in `trained`, for its fingerprint.
-
-        Adapters change neither the tensors of a part nor, here, their names: with and without them it is the same part.
-        """
-        return [
-            (name.replace(".base_layer.", "."), tensor)
-            for name, tensor in getattr(self, part).state_dict().items()
-            if f"{part}.{name}" not in trained and part_of(f"{part}.{name}") != "lora"
-        ]
+        """Return the parameters and buffers of a part whose names are not in `trained`; see `freezing`."""
+        return frozen_tensors(getattr(self, part), part, trained)
 
     @torch.no_grad()
     def calibrate(self, pixel_values: Tensor) -> None:

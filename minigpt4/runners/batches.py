@@ -13,15 +13,18 @@ from multiprocessing.process import BaseProcess
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from minigpt4.batch import Batch
 from minigpt4.checkpoints.assemble import LoadedModel
 from minigpt4.config.sections import RunConfig
-from minigpt4.datasets.loader import StreamPlan, build_loader, fixed_batches
+from minigpt4.conversation.encoder import ConversationEncoder
+from minigpt4.datasets.loader import ImageReader, StreamPlan, build_loader, fixed_batches
 from minigpt4.datasets.mixture import Mixture
 from minigpt4.datasets.source import Source
 from minigpt4.devices import copies_from_pinned_memory
 from minigpt4.errors import ConfigError, DataError
+from minigpt4.processors.image import ImageProcessor
 from minigpt4.registry import Component
 from minigpt4.runners.state import Speed, TrainingState
 from minigpt4.runners.stopping import inherited_block
@@ -144,6 +147,7 @@ def training_batches(
     number: int,
     loaded: LoadedModel,
     sources: Mapping[str, Source],
+    images: ImageReader,
     accelerator: Accelerator,
     state: TrainingState,
 ) -> StepBatches:
@@ -159,16 +163,18 @@ def training_batches(
         positions=dict(state.positions),
         consumed=state.progress.batches,
     )
-    loader = build_loader(Mixture(sources), loaded.conversation, loaded.image_processor, plan)
+    loader = build_loader(Mixture(sources), loaded.conversation, images, plan)
     # Before the other ranks give up waiting for this one.
     patience = 0.8 * run.collective_timeout_seconds
     return StepBatches(loader, number, accelerator.device, state.speed, patience)
 
 
-def validation_batches(run: RunConfig, loaded: LoadedModel, sources: Mapping[str, Source]) -> list[Batch]:
+def validation_batches(
+    run: RunConfig, loaded: LoadedModel, sources: Mapping[str, Source], images: ImageReader
+) -> list[Batch]:
     """Return the batches of every validation, none without a validation set."""
     size = max(2, run.batch_size_per_rank)  # a single sample has no other image to swap with
-    batches = _first_batches(loaded, sources, run.validation_samples, size) if sources else []
+    batches = first_batches(loaded.conversation, images, sources, run.validation_samples, size) if sources else []
     for what in ("skipped", "altered"):
         counts: Counter[str] = Counter()
         for batch in batches:
@@ -180,20 +186,29 @@ def validation_batches(run: RunConfig, loaded: LoadedModel, sources: Mapping[str
 
 def calibrate(loaded: LoadedModel, sources: Mapping[str, Source]) -> None:
     """Calibrate a resampler that needs statistics of training images, on the same first images on every rank."""
-    if not loaded.model.resampler.calibrated:
-        return
-    batches = _first_batches(loaded, sources, CALIBRATION_SAMPLES, 64)
+    if loaded.model.resampler.calibrated:
+        pixels = calibration_images(loaded.conversation, loaded.image_processor, sources)
+        loaded.model.calibrate(pixels.to(loaded.model.device))
+
+
+def calibration_images(
+    conversation: ConversationEncoder, processor: ImageProcessor, sources: Mapping[str, Source]
+) -> Tensor:
+    """Return the `pixel_values` (I, 3, H, W) of the first training samples.
+
+    Raises:
+        ConfigError: none of them has an image.
+    """
+    batches = first_batches(conversation, processor, sources, CALIBRATION_SAMPLES, 64)
     pixels = [batch.pixel_values for batch in batches if batch.pixel_values is not None]
     if not pixels:
         raise ConfigError("model.resampler: none of the first training samples has an image to calibrate on")
-    loaded.model.calibrate(torch.cat(pixels).to(loaded.model.device))
+    return torch.cat(pixels)
 
 
-def _first_batches(loaded: LoadedModel, sources: Mapping[str, Source], samples: int, size: int) -> list[Batch]:
+def first_batches(
+    conversation: ConversationEncoder, images: ImageReader, sources: Mapping[str, Source], samples: int, size: int
+) -> list[Batch]:
     """Return the first samples of the sources, in order."""
-    pad_id = loaded.conversation.tokenizer.filler_id
-    return list(
-        fixed_batches(
-            sources, loaded.conversation, loaded.image_processor, samples=samples, batch_size=size, pad_id=pad_id
-        )
-    )
+    pad_id = conversation.tokenizer.filler_id
+    return list(fixed_batches(sources, conversation, images, samples=samples, batch_size=size, pad_id=pad_id))

@@ -25,8 +25,12 @@ LOCK = "run.lock"
 
 
 @contextmanager
-def own_folder(folder: Path) -> Iterator[None]:
+def own_folder(folder: Path, option: str = "run.output_dir") -> Iterator[None]:
     """Create the run folder and own it while the block runs. The lock ends with the process, however that ends.
+
+    Args:
+        folder: created if it is missing.
+        option: the key that names it, for messages.
 
     Raises:
         ConfigError: the folder cannot be written, or another process owns it.
@@ -35,9 +39,9 @@ def own_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("a+", encoding="utf-8")
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _unwritable(folder, error, option) from error
     try:
-        _lock(lock.fileno(), folder)
+        _lock(lock.fileno(), folder, option)
         try:
             lock.truncate(0)
             owner = {
@@ -49,7 +53,7 @@ def own_folder(folder: Path) -> Iterator[None]:
             lock.flush()
             _try_to_write(folder / ".probe")
         except OSError as error:
-            raise _unwritable(folder, error) from error
+            raise _unwritable(folder, error, option) from error
         yield
     finally:
         try:
@@ -58,15 +62,15 @@ def own_folder(folder: Path) -> Iterator[None]:
             _log.debug("%s: cannot be closed", folder / LOCK)
 
 
-def _lock(descriptor: int, folder: Path) -> None:
+def _lock(descriptor: int, folder: Path, option: str) -> None:
     if fcntl is None:
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise ConfigError(
-            f"run.output_dir: {folder} is in use by another run ({_owner(folder / LOCK)}); wait until it has ended, or "
-            "pass --options run.output_dir=FOLDER"
+            f"{option}: {folder} is in use by another run ({_owner(folder / LOCK)}); wait until it has ended, or "
+            f"pass --options {option}=FOLDER"
         ) from error
     except OSError as error:
         _log.warning(
@@ -93,8 +97,8 @@ def _try_to_write(file: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _unwritable(folder: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"run.output_dir: {folder} cannot be written: {error.strerror or error}")
+def _unwritable(folder: Path, error: OSError, option: str = "run.output_dir") -> ConfigError:
+    return ConfigError(f"{option}: {folder} cannot be written: {error.strerror or error}")
 
 
 class _LogFile(logging.FileHandler):

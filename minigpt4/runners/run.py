@@ -6,7 +6,7 @@ Input: a `Config` and the accelerator. Output: a `Run`, ready for its first step
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from minigpt4.batch import Batch
-from minigpt4.checkpoints.assemble import LoadedModel, assemble, check_files
+from minigpt4.checkpoints.assemble import IMAGE_SIDE, LoadedModel, assemble, check_calibrated, check_files
 from minigpt4.checkpoints.manifest import identify, stage_after
 from minigpt4.checkpoints.store import CheckpointStore, write_whole
 from minigpt4.config import Config
 from minigpt4.config.sections import RunConfig
-from minigpt4.datasets.source import data_hash
+from minigpt4.datasets.source import Source, data_hash
 from minigpt4.errors import ConfigError, TrainingError
+from minigpt4.feature_cache.reader import FeatureCache
 from minigpt4.models.freezing import count_parameters, precisions
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.runners.batches import StepBatches, build_sources, calibrate, training_batches, validation_batches
@@ -79,7 +80,7 @@ def check_run(config: Config) -> None:
     """
     problems = []
     try:
-        check_files(config, "model", "datasets")
+        check_files(config, "model", "datasets", without=IMAGE_SIDE if config.datasets.feature_cache else ())
     except ConfigError as error:
         problems += error.problems
     if not config.run.output_dir:
@@ -88,6 +89,11 @@ def check_run(config: Config) -> None:
         problems.append("run.total_steps: must be at least 1: pass --options run.total_steps=N")
     if config.run.shard_language_model and "language_model" in config.model.trainable:
         problems.append("run.shard_language_model: shards a frozen language model, but model.trainable names it")
+    trained = [part for part in config.model.trainable if part in ("vision_encoder", "resampler")]
+    if config.datasets.feature_cache and trained:
+        problems.append(
+            f"datasets.feature_cache: cached features are those of frozen parts, but model.trainable names {trained[0]}"
+        )
     if not config.datasets.train:
         problems.append("datasets.train: names no data set to train on")
     if problems:
@@ -131,7 +137,9 @@ def build_run(config: Config, accelerator: Accelerator, checkpoint: Path | None)
     accumulation = accumulation_steps(settings, accelerator.num_processes)
     # Data before the model: a missing file is found in a second, a model takes minutes to load.
     sources, validation_sources = build_sources(config.datasets.train), build_sources(config.datasets.validation)
-    loaded = assemble(config)
+    features = open_features(config, [*sources.items(), *validation_sources.items()])
+    loaded = assemble(config, features=features)
+    images = loaded.image_processor if features is None else features
     model = loaded.model
     # The identity of the frozen parts before sharding: afterwards no rank has them whole.
     parts = identify(model, model.trained_names())
@@ -142,7 +150,7 @@ def build_run(config: Config, accelerator: Accelerator, checkpoint: Path | None)
         shard_language_model(model, accelerator)
     model.to(accelerator.device)
     # Calibration after the move, for speed, and only of a new model: a checkpoint holds its result.
-    if checkpoint is None and loaded.manifest is None:
+    if checkpoint is None and loaded.manifest is None and features is None:
         calibrate(loaded, sources)
     set_training_mode(model, settings)
     # The optimiser after the move, since it keeps the parameters it is given; DDP after calibration, since it copies
@@ -157,12 +165,14 @@ def build_run(config: Config, accelerator: Accelerator, checkpoint: Path | None)
     state = TrainingState(Speed(accelerator.device, accelerator.num_processes))
     if checkpoint is not None:
         snapshots.restore(checkpoint, state)
+        if features is not None:
+            check_calibrated(model, features, checkpoint)
     metrics = MetricsLog(accelerator, folder)
     metrics.forget_after(state.progress.step)
     if accelerator.is_main_process:
         write_whole(folder / "config.yaml", config.to_yaml())
-    batches = training_batches(settings, accumulation, loaded, sources, accelerator, state)
-    validation = validation_batches(settings, loaded, validation_sources)
+    batches = training_batches(settings, accumulation, loaded, sources, images, accelerator, state)
+    validation = validation_batches(settings, loaded, validation_sources, images)
     metrics.start(config.tracking, folder.name, config.values, state.progress.step)
     if accelerator.is_main_process:
         if settings.warmup_steps > settings.total_steps:
@@ -183,6 +193,20 @@ def build_run(config: Config, accelerator: Accelerator, checkpoint: Path | None)
         snapshots=snapshots,
         state=state,
     )
+
+
+def open_features(config: Config, sources: Sequence[tuple[str, Source]]) -> FeatureCache | None:
+    """Return the feature cache that a config names, None if it names none.
+
+    Raises:
+        FeatureCacheError: it is incomplete, or its features are not those that the config would compute.
+    """
+    if not config.datasets.feature_cache:
+        return None
+    features = FeatureCache(config.datasets.feature_cache)
+    features.check(config, [(name, source.digest()) for name, source in sources])
+    _log.info("%s: query features of %d images, %s", features.folder, features.images, features.about)
+    return features
 
 
 def accumulation_steps(run: RunConfig, world_size: int) -> int:

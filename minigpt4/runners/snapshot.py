@@ -141,6 +141,8 @@ class Snapshots:
             )
         theirs_config = load_saved_config(folder / CONFIG)
         changed = differences(theirs_config, self.config, "model", "processors", "conversation", "datasets", "compat")
+        if bool(theirs_config.datasets.feature_cache) != bool(self.config.datasets.feature_cache):
+            changed.append("datasets.feature_cache")
         if theirs_config.run.seed != self.config.run.seed:
             changed.append("run.seed")
         if changed:
