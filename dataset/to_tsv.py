@@ -1,9 +1,15 @@
-"""Turn a BLIP caption list (a JSON array of objects with `url` and `caption`) into the TSV that img2dataset reads."""
+"""Turn a BLIP caption list (a JSON array of objects with `url` and `caption`) into the TSV that img2dataset reads.
+
+The list is read item by item, so that memory does not grow with its size.
+"""
 
 import csv
-import json
 import sys
 from pathlib import Path
+
+from tqdm import tqdm
+
+from minigpt4.strict_json import JSONError, stream_list
 
 
 def main() -> int:
@@ -12,17 +18,25 @@ def main() -> int:
         print("usage: python dataset/to_tsv.py LIST.json OUT.tsv", file=sys.stderr)
         return 2
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
+    kept = left_out = 0
     try:
-        rows = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with source.open("rb") as file, target.open("w", encoding="utf-8", newline="") as out:
+            writer = csv.writer(out, delimiter="\t")
+            writer.writerow(("url", "caption"))
+            with tqdm(total=source.stat().st_size, unit="B", unit_scale=True, disable=None) as bar:
+                for item in stream_list(file, allow_nan=True):
+                    bar.update(file.tell() - bar.n)
+                    row = item.value if isinstance(item.value, dict) else {}
+                    url, caption = row.get("url"), row.get("caption")
+                    if isinstance(url, str) and isinstance(caption, str) and url.strip() and caption.strip():
+                        writer.writerow((url, " ".join(caption.split())))
+                        kept += 1
+                    else:
+                        left_out += 1
+    except (OSError, JSONError, UnicodeError) as error:
         print(f"error: {source}: not a JSON list: {error}", file=sys.stderr)
         return 1
-    kept = [(r["url"], " ".join(r["caption"].split())) for r in rows if r.get("url") and r.get("caption")]
-    with target.open("w", encoding="utf-8", newline="") as out:
-        writer = csv.writer(out, delimiter="\t")
-        writer.writerow(("url", "caption"))
-        writer.writerows(kept)
-    print(f"{len(kept)} pairs written to {target}, {len(rows) - len(kept)} left out")
+    print(f"{kept} pairs written to {target}, {left_out} left out")
     return 0
 
 

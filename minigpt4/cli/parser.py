@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from minigpt4.cli import verbs
+from minigpt4.cli import data_verbs, verbs
 
 _EPILOG = """\
 minigpt4 VERB --help shows the arguments of a verb.
@@ -105,6 +105,9 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--share", action="store_true", help="open a public tunnel through Gradio's servers")
     demo.set_defaults(verb=verbs.demo)
 
+    data = named.add_parser("data", help="pack, check and show training data", parents=[common])
+    _add_data(data.add_subparsers(metavar="WHAT", required=True), common)
+
     assets = named.add_parser("assets", help="download weights and data sets by name", parents=[common])
     assets.add_argument("names", nargs="+", metavar="NAME", help="an asset, or a group of assets such as mini")
     assets.add_argument("--path", action="store_true", help="print only the paths")
@@ -128,6 +131,28 @@ def build_parser() -> argparse.ArgumentParser:
     names = named.add_parser("list", help="list the names that a config can use", parents=[common])
     names.set_defaults(verb=verbs.list_names)
     return parser
+
+
+def _add_data(named: Any, common: argparse.ArgumentParser) -> None:
+    """Add what `data` can do."""
+    pack = named.add_parser("pack", help="write pairs of images and captions as WebDataset shards", parents=[common])
+    pack.add_argument("source", metavar="SOURCE", help="a folder, or a JSON, JSONL, CSV, TSV or Parquet file")
+    pack.add_argument("--out", required=True, metavar="DIR", help="a new folder; an unfinished one is continued")
+    pack.add_argument("--image-dir", metavar="DIR", help="folder of the image paths (default: that of the file)")
+    pack.add_argument("--image-key", default="", metavar="KEY", help="key of the image (default: image or images)")
+    pack.add_argument("--caption-key", default="caption", metavar="KEY", help="key of the caption (default: caption)")
+    pack.add_argument(
+        "--samples-per-shard", type=int, default=10_000, metavar="N", help="most pairs in one tar file (default: 10000)"
+    )
+    pack.add_argument("--unchecked", action="store_true", help="do not decode the images: faster")
+    pack.add_argument(
+        "--max-rejected",
+        type=float,
+        default=0.05,
+        metavar="FRACTION",
+        help="stop when more of the rows cannot be used (default: %(default)s)",
+    )
+    pack.set_defaults(verb=data_verbs.pack)
 
 
 class _Version(argparse.Action):

@@ -21,10 +21,10 @@ from typing import Any
 
 from minigpt4.config.parts import ConversationsConfig
 from minigpt4.conversation.dialogue import IMAGE_MARK, Dialogue, Turn, normalise_marks, place_images, read_prompts
-from minigpt4.datasets.source import Example, IndexedSource, is_file, parse_json, read_json, require
+from minigpt4.datasets.rows import Row, place_of, stream_rows
+from minigpt4.datasets.source import Example, IndexedSource, Item, is_file, parse_json, require
 from minigpt4.errors import DataError
 
-LINES = (".jsonl", ".ndjson")
 HUMAN = ("human", "user")
 MODEL = ("gpt", "assistant")
 IMAGE_KEYS = ("image", "images")
@@ -39,41 +39,33 @@ _log = logging.getLogger(__name__)
 
 
 class Conversations(IndexedSource):
-    """Rows of one file; they are kept as bytes and parsed when read, so that a worker's copy is cheap."""
+    """Rows of one file; they are kept as bytes and parsed when read, so that a worker's copy is cheap.
+
+    Without `hold_rows`, none is kept: `rows` reads the file of any size, and `item` turns a row into an example.
+    """
 
     Config = ConversationsConfig
 
-    def __init__(self, config: ConversationsConfig, name: str) -> None:
+    def __init__(self, config: ConversationsConfig, name: str, hold_rows: bool = True) -> None:
         super().__init__(config, name)
+        self.config = config
         self.annotations: Path = require(config.path, "file", name)
-        self._images = require(config.image_dir or self.annotations.parent, "folder", name, "image_dir")
+        self.images = require(config.image_dir or self.annotations.parent, "folder", name, "image_dir")
         self.prompts = read_prompts(config.prompts)
-        is_lines = self.annotations.suffix.lower() in LINES
         self._rows: list[tuple[int, bytes]] = []
-        unread: Counter[str] = Counter()
-        found_images = self._num_images = 0
-        for number, text, row in (_rows_of_lines if is_lines else _rows_of_list)(self.annotations):
-            self._rows.append((number, text))
-            if isinstance(row, dict):
-                found_images += any(row.get(key) for key in IMAGE_KEYS)
-                given = row.get("image") or row.get("images") or []
-                self._num_images += len(given) if isinstance(given, list) else 1
-                unread.update(_unread_keys(row))
-        if not self._rows:
-            raise DataError(f"{self.annotations}: the file has no row", cause="row")
-        self._place = "{file}:{number}" if is_lines else "{file} item {number}"
-        if config.images == "required" and not found_images:
-            keys = ", ".join(ascii(key) for key, _ in unread.most_common(SHOWN_KEYS))
-            raise DataError(
-                f"{self.annotations}: none of the {len(self._rows)} rows has an image"
-                + (f"; found the unknown keys {keys}: an image stands under `image`" if keys else "")
-                + f". For a data set without images, set images: optional of {name}",
-                cause="missing image",
-            )
-        for key, count in unread.most_common(SHOWN_KEYS):
-            _log.warning("%s: the key %a is not read (%d of %d rows)", self.annotations, key, count, len(self._rows))
-        if len(unread) > SHOWN_KEYS:
-            _log.warning("%s: %d more keys are not read", self.annotations, len(unread) - SHOWN_KEYS)
+        self._num_images = 0
+        if not hold_rows:
+            return
+        survey = RowSurvey()
+        for row in self.rows():
+            if isinstance(row.value, DataError):
+                raise row.value
+            self._rows.append((row.number, row.text.encode() if isinstance(row.text, str) else row.text))
+            survey.add(row.value)
+        survey.check(self)
+        self._num_images = survey.num_images
+        for line in survey.unread_keys(self.annotations):
+            _log.warning("%s", line)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -83,23 +75,36 @@ class Conversations(IndexedSource):
         """See `Source.expected_images`: as many as the rows name."""
         return self._num_images
 
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows of the file, read from its beginning; see `stream_rows`."""
+        return stream_rows(self.annotations)
+
     def place(self, index: int) -> str:
         """See `IndexedSource.place`."""
-        return self._place.format(file=self.annotations, number=self._rows[index][0])
+        return place_of(self.annotations, self._rows[index][0])
 
     def example(self, index: int, rng: random.Random) -> Example:
         """See `IndexedSource.example`."""
         number, text = self._rows[index]
-        place = self.place(index)
-        row = parse_json(text, self.annotations, number)
+        return self._example(number, parse_json(text, self.annotations, number), rng)
+
+    def item(self, row: Row, rng: random.Random) -> Item:
+        """Return the example of a row, or what is wrong with it; random choices use `rng`."""
+        place = place_of(self.annotations, row.number)
+        return self.guarded(lambda: self._example(row.number, row.value, rng), place)
+
+    def _example(self, number: int, row: Any, rng: random.Random) -> Example:
+        place = place_of(self.annotations, number)
+        if isinstance(row, DataError):
+            raise row
         if not isinstance(row, dict):
-            raise DataError(f"{place}: a row must be an object, found {_shown(row)}", cause="row")
-        images = self._image_files(row, place)
+            raise DataError(f"{place}: a row must be an object, found {shown(row)}", cause="row")
+        images = image_files(row, place, self.images)
         if "conversations" in row:
             dialogue = self._conversation(row["conversations"], place)
         elif "caption" in row:
             if not isinstance(row["caption"], str):
-                raise DataError(f"{place}: caption must be text, found {_shown(row['caption'])}", cause="caption")
+                raise DataError(f"{place}: caption must be text, found {shown(row['caption'])}", cause="caption")
             prompt = rng.choice(self.prompts)
             prompt = prompt if len(images) == 1 else prompt.replace(IMAGE_MARK, "").strip()
             dialogue = self.captioned(row["caption"], place, prompt)
@@ -107,30 +112,7 @@ class Conversations(IndexedSource):
             keys = ", ".join(map(_name, sorted(row))) or "no keys"
             raise DataError(f"{place}: expected `conversations` or `caption`, found {keys}", cause="row")
         place_images(dialogue, len(images), place)  # raises if the numbers of marks and images differ
-        return Example(self._place.format(file=self.annotations.name, number=number), tuple(images), dialogue)
-
-    def _image_files(self, row: dict[str, Any], place: str) -> list[Path]:
-        present = [key for key in IMAGE_KEYS if row.get(key) not in (None, [])]
-        if len(present) > 1:
-            raise DataError(f"{place}: found `image` and `images`; a row needs one of them", cause="row")
-        given = row[present[0]] if present else None
-        if given is None and (key := _image_like_key(row)) is not None:
-            raise DataError(
-                f"{place}: the row has no `image`, but the unknown key {_name(key)} looks like one "
-                f"({_shown(row[key])}); rename the key to `image`",
-                cause="unknown key",
-            )
-        names = [] if given is None else given if isinstance(given, list) else [given]
-        files = []
-        for name in names:
-            if not isinstance(name, str) or not name:
-                raise DataError(f"{place}: image must be a path or a list of paths, found {_shown(given)}", cause="row")
-            file = self._images / name
-            if not is_file(file):
-                shown = repr(str(file)) if len(str(file)) <= 300 else f"{str(file)[:100]!r}... (a name of {len(name)})"
-                raise DataError(f"{place}: image {shown} not found; see image_dir", cause="missing image")
-            files.append(file)
-        return files
+        return Example(place_of(self.annotations.name, number), tuple(images), dialogue)
 
     def _conversation(self, messages: Any, place: str) -> Dialogue:
         """Return the dialogue of LLaVA's alternating messages."""
@@ -166,10 +148,81 @@ class Conversations(IndexedSource):
         return Dialogue(tuple(turns), system)
 
 
+def image_files(row: dict[str, Any], place: str, folder: Path) -> list[Path]:
+    """Return the image files of a row, from its `image` or `images`; paths are relative to `folder`.
+
+    Raises:
+        DataError: a file is missing, or no image is named although another key seems to hold one.
+    """
+    present = [key for key in IMAGE_KEYS if row.get(key) not in (None, [])]
+    if len(present) > 1:
+        raise DataError(f"{place}: found `image` and `images`; a row needs one of them", cause="row")
+    given = row[present[0]] if present else None
+    if given is None and (key := _image_like_key(row)) is not None:
+        raise DataError(
+            f"{place}: the row has no `image`, but the unknown key {_name(key)} looks like one "
+            f"({shown(row[key])}); rename the key to `image`",
+            cause="unknown key",
+        )
+    names = [] if given is None else given if isinstance(given, list) else [given]
+    files = []
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{place}: image must be a path or a list of paths, found {shown(given)}", cause="row")
+        file = folder / name
+        if not is_file(file):
+            where = repr(str(file)) if len(str(file)) <= 300 else f"{str(file)[:100]!r}... (a name of {len(name)})"
+            raise DataError(f"{place}: image {where} not found; see image_dir", cause="missing image")
+        files.append(file)
+    return files
+
+
+class RowSurvey:
+    """Counts over all rows of a file: what is wrong with the file as a whole, and keys that are not read."""
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self.num_with_image = 0
+        self.num_images = 0
+        self.unread: Counter[str] = Counter()
+
+    def add(self, row: Any) -> None:
+        """Count one row."""
+        self.num_rows += 1
+        if isinstance(row, dict):
+            self.num_with_image += any(row.get(key) for key in IMAGE_KEYS)
+            given = row.get("image") or row.get("images") or []
+            self.num_images += len(given) if isinstance(given, list) else 1
+            self.unread.update(_unread_keys(row))
+
+    def check(self, source: Conversations) -> None:
+        """Raise a `DataError` if the file of `source` has no row, or no image although images are required."""
+        file = source.annotations
+        if not self.num_rows:
+            raise DataError(f"{file}: the file has no row", cause="row")
+        if source.config.images == "required" and not self.num_with_image:
+            keys = ", ".join(ascii(key) for key, _ in self.unread.most_common(SHOWN_KEYS))
+            raise DataError(
+                f"{file}: none of the {self.num_rows} rows has an image"
+                + (f"; found the unknown keys {keys}: an image stands under `image`" if keys else "")
+                + f". For a data set without images, set images: optional of {source.name}",
+                cause="missing image",
+            )
+
+    def unread_keys(self, file: Path) -> list[str]:
+        """Return a line for each of the most frequent keys that are not read, and one for all others."""
+        lines = [
+            f"{file}: the key {key!a} is not read ({count} of {self.num_rows} rows)"
+            for key, count in self.unread.most_common(SHOWN_KEYS)
+        ]
+        more = len(self.unread) - SHOWN_KEYS
+        return [*lines, f"{file}: {more} more keys are not read"] if more > 0 else lines
+
+
 def _speaker_and_text(message: Any) -> tuple[str, str]:
     speaker, text = (message.get("from"), message.get("value")) if isinstance(message, dict) else (None, None)
     if not isinstance(speaker, str) or not isinstance(text, str):
-        raise ValueError(f'must be {{"from": "human" or "gpt", "value": text}}, found {_shown(message)}')
+        raise ValueError(f'must be {{"from": "human" or "gpt", "value": text}}, found {shown(message)}')
     return speaker, text
 
 
@@ -196,29 +249,7 @@ def _name(key: str) -> str:
     return (key if key.isprintable() else ascii(key)[1:-1])[:60]
 
 
-def _rows_of_lines(file: Path) -> Iterator[tuple[int, bytes, Any]]:
-    """Yield line number, text and value of every row of a JSONL file."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            text = line.removeprefix(b"\xef\xbb\xbf").strip()
-            if text:
-                yield number, text, parse_json(text, file, number)
-
-
-def _rows_of_list(file: Path) -> Iterator[tuple[int, bytes, Any]]:
-    """Yield number, text and value of every item of a JSON list."""
-    content = read_json(file)
-    if not isinstance(content, list):
-        raise DataError(
-            f"{file}: must be a list of rows, found {_shown(content)}; a file with one row per line must be named "
-            ".jsonl",
-            cause="row",
-        )
-    for number, item in enumerate(content, start=1):
-        yield number, json.dumps(item).encode(), item
-
-
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Return a value as JSON, cut to a length that fits a message."""
     text = json.dumps(value, ensure_ascii=False)
     text = text if text.isprintable() else json.dumps(value)

@@ -236,6 +236,6 @@ def parse_json(text: bytes, file: Path, first_line: int = 1) -> Any:
         raise DataError(f"{file}:{first_line + error.line - 1}: {error.problem}{hint}", cause="row") from error
 
 
-def shortened(names: list[str]) -> str:
+def shortened(names: list[str], separator: str = ", ") -> str:
     """Return the first three names for a message, and how many more there are."""
-    return ", ".join(names[:3]) + (f", and {len(names) - 3} more" if len(names) > 3 else "")
+    return separator.join(names[:3]) + (f", and {len(names) - 3} more" if len(names) > 3 else "")

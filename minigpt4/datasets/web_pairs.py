@@ -10,6 +10,7 @@ import glob
 import hashlib
 import io
 import itertools
+import logging
 import random
 import re
 import tarfile
@@ -23,6 +24,8 @@ import webdataset as wds
 from braceexpand import braceexpand
 
 from minigpt4.config.parts import WebPairsConfig
+from minigpt4.datasets.shard_index import FILE as INDEX
+from minigpt4.datasets.shard_index import differences
 from minigpt4.datasets.source import Example, Item, Source, is_file, shortened
 from minigpt4.errors import DataError
 from minigpt4.strict_json import parse_json
@@ -40,6 +43,7 @@ COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
 _META = re.compile(r"__[^/]*__($|/)")
 MAX_SHARDS = 1_000_000
 """Most names that the braces of `urls` may stand for."""
+_log = logging.getLogger(__name__)
 RawSample = dict[str, Any]
 """A sample as webdataset groups it: one entry per file ending, and `__key__` and `__url__`."""
 RawItem = RawSample | DataError
@@ -54,6 +58,11 @@ class WebPairs(Source):
         super().__init__(config, name)
         self.config = config
         self.shards = find_shards(config.urls, name)
+        differing = differences(self.shards)
+        if differing:
+            _log.warning(
+                "%s: %d shards are not as %s says: %s", name, len(differing), INDEX, shortened(differing, "; ")
+            )
 
     def digest(self) -> str:
         """See `Source.digest`: of the names and sizes of the shards, which may be terabytes."""

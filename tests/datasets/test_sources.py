@@ -245,7 +245,7 @@ def test_a_bad_row_names_its_line(tmp_path: Path, row: Any, cause: str, words: s
     [
         ('{"caption": "x"}\n{"caption": \n', "jsonl", r"data.jsonl:2: not valid JSON"),
         ('[{"caption": "x"},\n{"caption" "y"}]', "json", r"data.json:2: not valid JSON"),
-        ('{"caption": "x"}\n{"caption": "y"}\n', "json", r"data.json:2: .*one row per line must be named .jsonl"),
+        ('{"caption": "x"}\n{"caption": "y"}\n', "json", r"data.json:1: .*one row per line must be named .jsonl"),
         ('{"caption": "x"}', "json", "must be a list of rows"),
         ("[]", "json", "the file has no row"),
         ("\n\n", "jsonl", "the file has no row"),
