@@ -140,6 +140,10 @@ VISION_ENCODERS = Registry(
     {
         "eva_vit_g": ("minigpt4.models.vision:EvaViTG", f"{_PARTS}:EvaViTGConfig"),
         "timm": ("minigpt4.models.vision:TimmEncoder", f"{_PARTS}:TimmConfig"),
+        "transformers": (
+            "minigpt4.models.transformers_encoder:TransformersEncoder",
+            f"{_PARTS}:TransformersEncoderConfig",
+        ),
     },
 )
 
@@ -150,6 +154,16 @@ RESAMPLERS = Registry(
         "merge": ("minigpt4.models.resampler:Merge", f"{_PARTS}:MergeConfig"),
         "pool": ("minigpt4.models.resampler:Pool", f"{_PARTS}:PoolConfig"),
         "prefix": ("minigpt4.models.resampler:Prefix", f"{_PARTS}:PrefixConfig"),
+        "patches": ("minigpt4.models.resampler:Patches", f"{_PARTS}:PatchesConfig"),
+        "pixel_shuffle": ("minigpt4.models.resampler:PixelShuffle", f"{_PARTS}:PixelShuffleConfig"),
+    },
+)
+
+PROJECTORS = Registry(
+    "projector",
+    {
+        "linear": ("minigpt4.models.projector:Linear", f"{_PARTS}:LinearConfig"),
+        "mlp": ("minigpt4.models.projector:Mlp", f"{_PARTS}:MlpConfig"),
     },
 )
 
@@ -194,6 +208,7 @@ REGISTRIES: dict[str, Registry] = {
     "models": MODELS,
     "vision_encoders": VISION_ENCODERS,
     "resamplers": RESAMPLERS,
+    "projectors": PROJECTORS,
     "language_models": LANGUAGE_MODELS,
     "datasets": DATASETS,
     "processors": PROCESSORS,

@@ -28,6 +28,7 @@ from minigpt4.conversation.tokenizer import TextTokenizer
 from minigpt4.devices import choose_device
 from minigpt4.errors import CheckpointError, ConfigError, FeatureCacheError
 from minigpt4.feature_cache.reader import FeatureCache
+from minigpt4.models.freezing import part_of
 from minigpt4.models.image_side import ImageSide
 from minigpt4.models.language_model import needs_own_code
 from minigpt4.models.minigpt4 import MiniGPT4
@@ -230,6 +231,7 @@ def load_trained(model: MiniGPT4, start: Start) -> None:
     place = str(start.place)
     check_parts(start.manifest, model, place)
     tensors = start.read()
+    _check_projector(model, tensors, place)
     unknown = sorted(tensors.keys() - model.state_dict().keys())
     if unknown:
         raise CheckpointError(
@@ -240,6 +242,17 @@ def load_trained(model: MiniGPT4, start: Start) -> None:
     report = load_strict(model, tensors, source=place, optional=lambda name: name not in tensors)
     model.inherited = frozenset(tensors)
     _log.info("%s", report)
+
+
+def _check_projector(model: MiniGPT4, tensors: Mapping[str, Tensor], place: str) -> None:
+    """Raise CheckpointError if a checkpoint has another projector than the model: one of them would stay untrained."""
+    theirs = {name for name in tensors if part_of(name) == "llama_proj"}
+    ours = {name for name in model.state_dict() if part_of(name) == "llama_proj"}
+    if theirs and theirs != ours:
+        raise CheckpointError(
+            f"{place}: trained with a projector of {', '.join(sorted(theirs))}; yours has {', '.join(sorted(ours))}; "
+            "set model.projector as in training"
+        )
 
 
 def _check_values(model: MiniGPT4, tensors: Mapping[str, Tensor], place: str) -> None:

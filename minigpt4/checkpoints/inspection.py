@@ -26,9 +26,12 @@ from minigpt4.models.language_model import weight_files
 from minigpt4.weights import read_pickle, read_tensors
 
 ENCODER, RESAMPLER = "model.vision_encoder.weights", "model.resampler.weights"
+TOWER = "model.vision_encoder.path"
 LANGUAGE_MODEL, START = "model.language_model.path", "model.init_from"
 PROMPT_FORMAT = "prompt_format.json"
 """A file that folders of `export --to huggingface` have, and other BLIP-2 folders do not."""
+_WITH_TEXT_TOWER = ("clip", "siglip")
+"""Families whose folders hold a text tower as well, of which nothing is used."""
 _BLIP2_LLM = {
     ("t5_proj", 4096): "FlanT5-XXL",
     ("t5_proj", 2048): "FlanT5-XL",
@@ -87,6 +90,7 @@ def check_kinds(config: Config) -> None:
     model: Any = config.model
     given = {
         ENCODER: getattr(model.vision_encoder.config, "weights", ""),
+        TOWER: getattr(model.vision_encoder.config, "path", ""),
         RESAMPLER: getattr(model.resampler.config, "weights", ""),
         LANGUAGE_MODEL: getattr(model.language_model.config, "path", ""),
         START: model.init_from,
@@ -200,6 +204,8 @@ def _folder(path: Path) -> Inspection:
             what = "MiniGPT-4 for transformers, as `export --to huggingface` writes it; " + what
             facts[1:] = [f"use it: python {path / 'example.py'} --image FILE --question TEXT"]
         return Inspection(path, what, (ENCODER, RESAMPLER), facts)
+    if tower := _tower_config(config):
+        return _tower(path, config, tower)
     if "model_type" in config:
         return _language_model(path, config)
     raise WeightsError(
@@ -226,6 +232,24 @@ def _checkpoint(folder: Path) -> Inspection:
         )
     facts += [*manifest.notes, f"chat: python -m minigpt4 chat --cfg-path {folder} ..."]
     return Inspection(folder, f"checkpoint of minigpt4 {manifest.version}", (START,), facts)
+
+
+def _tower_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of the vision tower in a folder that has no language model; empty if there is none."""
+    inner = config.get("vision_config")
+    tower = inner if isinstance(inner, dict) and config.get("model_type") in _WITH_TEXT_TOWER else config
+    return tower if "patch_size" in tower and "vocab_size" not in tower else {}
+
+
+def _tower(folder: Path, config: Mapping[str, Any], tower: Mapping[str, Any]) -> Inspection:
+    """Recognise the folder of a vision tower."""
+    layers, width, side = (tower.get(key, "?") for key in ("num_hidden_layers", "hidden_size", "image_size"))
+    size = sum(f.stat().st_size for f in weight_files(folder)) / 1e9
+    facts = [
+        f"{layers} blocks {width} wide; images of {side} pixels, patches of {tower['patch_size']}; {size:.2f} GB",
+        "use it: model.vision_encoder: {type: transformers, path: ...}",
+    ]
+    return Inspection(folder, f"vision tower ({config.get('model_type', 'unknown')})", (TOWER,), facts)
 
 
 def _language_model(folder: Path, config: Mapping[str, Any]) -> Inspection:

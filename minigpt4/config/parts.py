@@ -69,6 +69,30 @@ class TimmConfig:
     """Precision in which the frozen weights are stored."""
 
 
+@settings
+class TransformersEncoderConfig:
+    """Any plain vision transformer of transformers: CLIP, SigLIP, SigLIP 2 of a fixed size, DINOv2, DINOv3, ViT."""
+
+    path: Annotated[str, FilePath()]
+    """A folder with config.json, weights and preprocessor_config.json. It may hold a whole CLIP or SigLIP: only the
+    vision tower is loaded."""
+    layer: Annotated[int, Le(-1)] = -2
+    """Block whose hidden states are used, counted from the last: -1 is the last one, -2 the one before, as in LLaVA.
+    The blocks behind it are not kept."""
+    post_norm: bool = False
+    """Apply the tower's final norm to them, as Idefics3 does with `layer: -1`; LLaVA does not."""
+    class_token: Literal["drop", "keep"] = "drop"
+    """What happens to class token and registers, if the tower has any, before the patches."""
+    image_size: Annotated[int, Ge(0)] = 0
+    """Height and width of the input in pixels; 0 uses that of the folder's image processor."""
+    mean: list[float] = field(default_factory=list)
+    """Mean of the three channels for values in 0..1; empty uses that of the folder's image processor."""
+    std: list[float] = field(default_factory=list)
+    """Standard deviation of the three channels; empty uses that of the folder's image processor."""
+    dtype: Dtype = "float32"
+    """Precision in which the frozen weights are stored."""
+
+
 # Resamplers -----------------------------------------------------------------------------------------------------------
 
 
@@ -99,6 +123,19 @@ class MergeConfig:
 
 
 @settings
+class PatchesConfig:
+    """Every feature of the encoder is a token of its own, as in LLaVA; it has no settings."""
+
+
+@settings
+class PixelShuffleConfig:
+    """Squares of neighbouring patches joined into one feature, as Idefics3 and SmolVLM do."""
+
+    factor: Annotated[int, Ge(1)] = 2
+    """Rows and columns of a square; Q is the number of patches divided by its square."""
+
+
+@settings
 class PoolConfig:
     """Patches averaged over a coarse grid; for small encoders."""
 
@@ -120,6 +157,25 @@ class PrefixConfig:
     """Principal directions of the images' features that are kept, each scaled to variance 1."""
     scale: float = 0.2
     """Factor on all features; a new `llama_proj` should start with outputs no larger than the token embeds."""
+
+
+# Projectors ----------------------------------------------------------------------------------------------------------
+
+
+@settings
+class LinearConfig:
+    """One linear layer, as in MiniGPT-4."""
+
+    bias: bool = True
+    """Whether the layer adds a bias; Idefics3's has none."""
+
+
+@settings
+class MlpConfig:
+    """Two linear layers with GELU between them, as in LLaVA-1.5; both are as wide as the language model."""
+
+    bias: bool = True
+    """Whether both layers add a bias."""
 
 
 # Language models ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from minigpt4.config.parts import ImageProcessorConfig
+from minigpt4.config.parts import ImageProcessorConfig, LinearConfig
 from minigpt4.config.schema import FilePath, NameIn, OneOf, plain, settings
 from minigpt4.config.sources import to_yaml
 from minigpt4.registry import (
@@ -16,6 +16,7 @@ from minigpt4.registry import (
     LANGUAGE_MODELS,
     MODELS,
     PROCESSORS,
+    PROJECTORS,
     RESAMPLERS,
     RUNNERS,
     TEMPLATES,
@@ -38,6 +39,10 @@ class ModelConfig:
     """The image encoder."""
     resampler: Annotated[Component, OneOf(RESAMPLERS)]
     """Turns patch features into query features."""
+    projector: Annotated[Component, OneOf(PROJECTORS, default="linear")] = field(
+        default_factory=lambda: Component(PROJECTORS, "linear", LinearConfig())
+    )
+    """`llama_proj`: turns query features into image embeds."""
     language_model: Annotated[Component, OneOf(LANGUAGE_MODELS, default="causal_lm")]
     """The language model."""
     trainable: list[str] = field(default_factory=lambda: ["llama_proj"])

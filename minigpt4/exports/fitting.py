@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import nn
+
 from minigpt4.checkpoints.assemble import LoadedModel
 from minigpt4.errors import ExportError
 from minigpt4.models.minigpt4 import MiniGPT4
@@ -15,12 +17,26 @@ from minigpt4.models.vision import EvaViTG
 from minigpt4.processors.image import ImageProcessor
 
 
+def has_linear_with_bias(model: MiniGPT4) -> bool:
+    """Whether `llama_proj` is one linear layer with a bias, as every format from before there was a choice has it."""
+    return isinstance(model.llama_proj, nn.Linear) and model.llama_proj.bias is not None
+
+
+def projector(model: MiniGPT4) -> str:
+    """Return what `llama_proj` is, in words."""
+    if not isinstance(model.llama_proj, nn.Linear):
+        return f"the projector {type(model.llama_proj).__name__}"
+    return "one linear layer" + (" without bias" if model.llama_proj.bias is None else "")
+
+
 def published_misfit(model: MiniGPT4) -> str:
     """Return why the published code cannot use a model; empty if it can."""
     more = sorted({name for name in model.trained_names() if not name.startswith("llama_proj.")})
     if more:
         shown = ", ".join(more[:3]) + (", ..." if len(more) > 3 else "")
         return f"the published code loads llama_proj only, but this model also has trained {shown}"
+    if not has_linear_with_bias(model):
+        return f"the published code's llama_proj is one linear layer with a bias; this model has {projector(model)}"
     encoder, resampler = type(model.vision_encoder), type(model.resampler)
     if encoder is not EvaViTG or resampler not in (QFormer, Merge):
         return (
@@ -37,6 +53,8 @@ def huggingface_misfit(loaded: LoadedModel) -> str:
         return f"Blip2's image encoder is EVA-ViT-g; this model has {type(model.vision_encoder).__name__}"
     if type(model.resampler) is not QFormer:
         return f"Blip2's resampler is a Q-Former; this model has {type(model.resampler).__name__}"
+    if not has_linear_with_bias(model):
+        return f"Blip2's projection is one linear layer with a bias; this model has {projector(model)}"
     family = model.language_model.model.config.model_type
     if family != "llama":
         return f"this format supports LLaMA language models; this model has {family!r}"

@@ -6,6 +6,7 @@ Input: a `Batch`, or images and embeds for chat. Output: the summed loss, or log
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +17,17 @@ from minigpt4.models.freezing import frozen_tensors, part_of, set_trainable
 from minigpt4.models.image_side import ImageSide
 from minigpt4.models.language_model import LanguageModel
 from minigpt4.models.loss import sample_losses, token_losses
+from minigpt4.models.projector import Linear
 from minigpt4.models.resampler import Resampler
 from minigpt4.models.splice import splice
 from minigpt4.models.vision import VisionEncoder
 
 
 class MiniGPT4(nn.Module):
-    """An image encoder and a language model, joined by one linear layer."""
+    """An image encoder and a language model, joined by a projector: one linear layer, unless the config says else."""
 
     Config = ModelConfig
+    llama_proj: Any
 
     def __init__(
         self,
@@ -32,13 +35,22 @@ class MiniGPT4(nn.Module):
         resampler: Resampler,
         language_model: LanguageModel,
         trainable: Sequence[str] = ("llama_proj",),
+        llama_proj: nn.Module | None = None,
     ) -> None:
-        """Wire the parts; `llama_proj` (Dq -> Dl) starts as a default `nn.Linear` in float32."""
+        """Wire the parts.
+
+        Args:
+            vision_encoder: from `pixel_values` to `patch_features`.
+            resampler: from `patch_features` to `query_features`.
+            language_model: the language model.
+            trainable: names of the parts that are trained.
+            llama_proj: maps Dq to Dl, in float32; without it, one new linear layer.
+        """
         super().__init__()
         self.vision_encoder = vision_encoder
         self.resampler = resampler
         self.language_model = language_model
-        self.llama_proj = nn.Linear(resampler.feature_dim, language_model.hidden_size)
+        self.llama_proj = llama_proj or Linear(resampler.feature_dim, language_model.hidden_size)
         self.trainable = tuple(trainable)
         self.inherited: frozenset[str] = frozenset()
         set_trainable(self, self.trainable)
@@ -56,9 +68,11 @@ class MiniGPT4(nn.Module):
         if image_side is None:
             image_side = ImageSide.from_config(config)
         torch.manual_seed(seed)  # adapters and llama_proj start the same, whatever the parts before them have drawn
-        language_model = config.language_model.build()
+        language_model: LanguageModel = config.language_model.build()
         torch.manual_seed(seed)
-        return cls(image_side.vision_encoder, image_side.resampler, language_model, config.trainable)
+        sizes = {"feature_dim": image_side.resampler.feature_dim, "hidden_size": language_model.hidden_size}
+        projector = config.projector.build(**sizes)
+        return cls(image_side.vision_encoder, image_side.resampler, language_model, config.trainable, projector)
 
     def train(self, mode: bool = True) -> MiniGPT4:
         """Set training mode on what trains; frozen parts stay in eval, so that their dropout stays off."""
@@ -77,7 +91,7 @@ class MiniGPT4(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.llama_proj.weight.device
+        return next(self.llama_proj.parameters()).device
 
     def trained_names(self) -> set[str]:
         """Return the names of the tensors that training sets.
@@ -111,7 +125,8 @@ class MiniGPT4(nn.Module):
 
     def project(self, query_features: Tensor) -> Tensor:
         """Return `image_embeds` (I, Q, Dl) for `query_features` (I, Q, Dq)."""
-        return self.llama_proj(query_features.to(self.llama_proj.weight.dtype))
+        embeds: Tensor = self.llama_proj(query_features.to(next(self.llama_proj.parameters()).dtype))
+        return embeds
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Return `image_embeds` (I, Q, Dl) for `pixel_values` (I, 3, H, W)."""

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from minigpt4.assets import resolve
-from minigpt4.config.parts import MergeConfig, PoolConfig, PrefixConfig, QFormerConfig
+from minigpt4.config.parts import (
+    MergeConfig,
+    PatchesConfig,
+    PixelShuffleConfig,
+    PoolConfig,
+    PrefixConfig,
+    QFormerConfig,
+)
 from minigpt4.errors import ConfigError
 from minigpt4.models.blip2_weights import read_part
 from minigpt4.models.vision import VisionEncoder, identity_settings
@@ -121,6 +128,52 @@ class Merge(Resampler):
         """Return `query_features` (I, Q, Dq) with Q = P / neighbours and Dq = Dv * neighbours."""
         patches = patch_features[:, self.prefix :]
         return patches.reshape(len(patches), self.num_query_tokens, self.feature_dim)
+
+
+class Patches(Resampler):
+    """Every feature of the encoder becomes a token; a class token that the encoder keeps is the first one."""
+
+    Config = PatchesConfig
+
+    def __init__(self, config: PatchesConfig, vision_encoder: VisionEncoder) -> None:
+        super().__init__()
+        self.settings = identity_settings(config)
+        self.num_query_tokens = vision_encoder.num_patches
+        self.feature_dim = vision_encoder.feature_dim
+
+    def forward(self, patch_features: Tensor) -> Tensor:
+        """Return `query_features` (I, P, Dv), the features as they are."""
+        return patch_features
+
+
+class PixelShuffle(Resampler):
+    """Drop the class token and join squares of neighbouring patches along their width, row by row in each square.
+
+    Source: `pixel_shuffle` of Idefics3 (Laurençon et al. 2024, section 3.2), whose order this is.
+    """
+
+    Config = PixelShuffleConfig
+
+    def __init__(self, config: PixelShuffleConfig, vision_encoder: VisionEncoder) -> None:
+        super().__init__()
+        rows, columns = vision_encoder.grid
+        factor = config.factor
+        if rows % factor or columns % factor:
+            raise ConfigError(
+                f"model.resampler.factor: {rows} x {columns} patches are not divisible by {factor} in both directions"
+            )
+        self.settings = identity_settings(config)
+        self.prefix = vision_encoder.num_prefix_tokens
+        self.patch_grid = (rows, columns)
+        self.factor = factor
+        self.num_query_tokens = rows * columns // factor**2
+        self.feature_dim = vision_encoder.feature_dim * factor**2
+
+    def forward(self, patch_features: Tensor) -> Tensor:
+        """Return `query_features` (I, P / factor², Dv * factor²), squares row by row."""
+        (rows, columns), side = self.patch_grid, self.factor
+        squares = patch_features[:, self.prefix :].unflatten(1, (rows // side, side, columns // side, side))
+        return squares.transpose(2, 3).reshape(len(patch_features), self.num_query_tokens, self.feature_dim)
 
 
 class Pool(Resampler):

@@ -34,7 +34,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _log = logging.getLogger(__name__)
 
 
-_NOT_IDENTITY = ("weights", "ln_vision_weights", "weights_match", "dtype")
+_NOT_IDENTITY = ("path", "weights", "ln_vision_weights", "weights_match", "dtype")
 """Settings that say where weights come from and how they are stored."""
 
 

@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from minigpt4.checkpoints.inspection import inspect
+from minigpt4.checkpoints.inspection import check_kinds, inspect
 from minigpt4.checkpoints.released import RELEASES
 from minigpt4.cli import main
-from minigpt4.config import shipped
+from minigpt4.config import config_from_values, shipped
+from minigpt4.errors import ConfigError
 from tests.checkpoints.test_misfits import PAGE, Foreign
+from tests.towers import write_tower
 
 KINDS = {
     "eva": ("EVA-CLIP ViT-g, the image encoder", ["3 blocks 16 wide", "28 x 28", "float16"], "vision_encoder.weights"),
@@ -194,3 +196,17 @@ def test_no_tensor_missing_or_misshapen_breaks_the_inspection(name, written, tmp
         for other in ({}, {changed: torch.ones(1)}, {changed: torch.tensor(1.0)}):
             torch.save({k: t for k, t in tensors.items() if k != changed} | other, tmp_path / "changed.pth")
             assert str(inspect(tmp_path / "changed.pth")).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"), [("whole clip", "clip"), ("siglip", "siglip_vision_model"), ("dinov2",) * 2]
+)
+def test_a_vision_tower_is_explained_and_is_not_a_language_model(kind, family, tmp_path, tiny_chat_values):
+    write_tower(kind, tmp_path / "tower")
+    found = inspect(tmp_path / "tower")
+    assert found.what == f"vision tower ({family})"
+    assert found.options == ("model.vision_encoder.path",)
+    assert "3 blocks 16 wide; images of 32 pixels, patches of 8" in found.facts[0]
+    tiny_chat_values["model"]["language_model"]["path"] = str(tmp_path / "tower")
+    with pytest.raises(ConfigError, match=r"tower is vision tower \(.*; pass it as model.vision_encoder.path"):
+        check_kinds(config_from_values(tiny_chat_values, "test"))

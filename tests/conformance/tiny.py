@@ -27,6 +27,7 @@ from transformers import (
 
 from tests import REFERENCE
 from tests.conftest import EVA
+from tests.towers import write_tower
 
 EACH, DONE = "{% for m in messages %}", "{% endfor %}"
 CHATML = (
@@ -153,7 +154,13 @@ def backbone(name: str, **settings: Any) -> dict[str, Any]:
     return {"type": "timm", "name": name, "weights": "random", "image_size": 64, **settings}
 
 
+def tower(kind: str, **settings: Any) -> dict[str, Any]:
+    """A vision tower of `tests.towers`, whose folder `write_pair` writes."""
+    return {"type": "transformers", "path": kind, **settings}
+
+
 POOL = {"type": "pool", "grid": 2}
+IDEFICS3 = {"layer": -1, "post_norm": True}
 PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "eva, qformer, llama": (EVA, QFORMER, "llama"),
     "eva, merge, opt": (EVA, {"type": "merge", "neighbours": 4}, "opt"),
@@ -163,18 +170,30 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "convnext levels, pool, gemma3": (backbone("test_convnext", feature_levels=[2, 3]), POOL, "gemma3"),
     "efficientnet, pool, phi3": (backbone("test_efficientnet"), POOL, "phi3"),
     "efficientnet, merge, gpt_neox": (backbone("test_efficientnet"), {"type": "merge", "neighbours": 2}, "gpt_neox"),
+    "clip, patches, mlp, llama": (tower("whole clip"), {"type": "patches"}, "llama"),
+    "siglip, pixel shuffle, linear, qwen3": (tower("siglip", **IDEFICS3), {"type": "pixel_shuffle"}, "qwen3"),
+    "dinov3 and its registers, patches, qwen2": (tower("dinov3", class_token="keep"), {"type": "patches"}, "qwen2"),
+    "dinov2, pixel shuffle, gemma3": (tower("dinov2", class_token="keep"), {"type": "pixel_shuffle"}, "gemma3"),
 }
+PROJECTORS: dict[str, dict[str, Any]] = {
+    "clip, patches, mlp, llama": {"type": "mlp"},
+    "siglip, pixel shuffle, linear, qwen3": {"type": "linear", "bias": False},
+}
+"""By the name of the pair; all others have the default."""
 
 
 def write_pair(name: str, folder: Path) -> Path:
     """Write the language model and the YAML of a tiny pair; return the YAML."""
     encoder, resampler, family = PAIRS[name]
+    if encoder["type"] == "transformers":
+        encoder = {**encoder, "path": str(write_tower(encoder["path"], folder / "tower"))}
     llm = folder / family
     write_llm(family, llm)
     values = {
         "model": {
             "vision_encoder": encoder,
             "resampler": resampler,
+            "projector": PROJECTORS.get(name, {"type": "linear"}),
             "language_model": {"path": str(llm), "dtype": "float32"},
         },
         "conversation": {"template": LLMS[family].template},

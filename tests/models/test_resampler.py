@@ -7,10 +7,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import Idefics3Config
+from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 
-from minigpt4.config.parts import MergeConfig, PoolConfig, PrefixConfig, QFormerConfig
+from minigpt4.config.parts import (
+    MergeConfig,
+    PatchesConfig,
+    PixelShuffleConfig,
+    PoolConfig,
+    PrefixConfig,
+    QFormerConfig,
+)
 from minigpt4.errors import ConfigError, WeightsError
-from minigpt4.models.resampler import Merge, Pool, Prefix, QFormer, Resampler
+from minigpt4.models.resampler import Merge, Patches, PixelShuffle, Pool, Prefix, QFormer, Resampler
 from tests.models import parts
 
 ENCODER = parts.vision()  # 1 + 16 patches of width 16
@@ -136,3 +145,28 @@ def test_prefix_whitens_the_principal_directions_of_the_images():
 def test_prefix_cannot_have_more_components_than_features():
     with pytest.raises(ConfigError, match="components: 17 is more than the width of the features, 16"):
         Prefix(PrefixConfig(components=17), ENCODER)
+
+
+def test_patches_are_tokens_as_they_are():
+    given = torch.randn(2, 17, 16)
+    resampler = Patches(PatchesConfig(), ENCODER)
+    assert (resampler.num_query_tokens, resampler.feature_dim) == (17, 16)
+    assert torch.equal(resampler(given), given)
+
+
+def test_pixel_shuffle_is_that_of_idefics3():
+    config = Idefics3Config(
+        vision_config={"hidden_size": 16, "num_attention_heads": 2},
+        text_config={"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2},
+        scale_factor=2,
+    )
+    given = torch.randn(2, 17, 16)
+    resampler = PixelShuffle(PixelShuffleConfig(factor=2), ENCODER)
+    assert (resampler.num_query_tokens, resampler.feature_dim) == (4, 64)
+    theirs = Idefics3Connector(config).pixel_shuffle(given[:, 1:], 2)
+    assert torch.equal(resampler(given), theirs)
+    first = given[:, [1, 2, 5, 6]].flatten(1)  # the patches of the first square, behind the class token
+    assert torch.equal(resampler(given)[:, 0], first)
+    assert torch.equal(PixelShuffle(PixelShuffleConfig(factor=1), ENCODER)(given), given[:, 1:])
+    with pytest.raises(ConfigError, match=r"factor: 4 x 4 patches are not divisible by 3"):
+        PixelShuffle(PixelShuffleConfig(factor=3), ENCODER)
