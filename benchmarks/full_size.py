@@ -150,8 +150,8 @@ WAYS = {
     "published_bf16": Way(BF16, F32, BF16, autocast=BF16, attention="eager", published=True),
     "bf16": Way(),  # all frozen weights in bfloat16, no autocast
     "bf16_eager": Way(attention="eager"),
-    "bf16_lora": Way(autocast=BF16),  # the adapters learn in float32
-    "bf16_autocast": Way(F32, F32, BF16, autocast=BF16),  # as the shipped configs have it
+    "bf16_lora": Way(autocast=BF16),  # as the shipped configs have it; adapters learn in float32
+    "bf16_autocast": Way(F32, F32, BF16, autocast=BF16),  # with `dtype: float32` for image encoder and Q-Former
     "fp16_scaler": Way(F16, F32, F16, autocast=F16, scaled=True),
 }
 

@@ -26,7 +26,10 @@ from tests.conformance.tiny import LLMS, QFORMER, write_llm
 from tests.conftest import EVA
 from tests.exports.parts import noisy
 
-ENCODERS = {"eva": EVA, "timm": {"type": "timm", "name": "test_vit", "weights": "random", "image_size": 64}}
+ENCODERS = {
+    "eva": EVA,
+    "timm": {"type": "timm", "name": "test_vit", "weights": "random", "image_size": 64, "dtype": "float32"},
+}
 RESAMPLERS = {
     "qformer": QFORMER,
     "merge": {"type": "merge", "neighbours": 4},
