@@ -95,10 +95,13 @@ def make_model(sizes: Sizes, llm: str, device: torch.device, parts: Sequence[Any
         return MiniGPT4(vision_encoder, resampler, LanguageModel(language_model))
 
 
-def make_batch(model: MiniGPT4, sizes: Sizes, stage: str, rows: int, cached: bool = False) -> Batch:
+def make_batch(
+    model: MiniGPT4, sizes: Sizes, stage: str, rows: int, *, cached: bool = False, trim: bool = True
+) -> Batch:
     """Return a padded batch of random images (or query features) and tokens.
 
-    Stage 1 is `[BOS] image caption`, stage 2 `[BOS] prompt image prompt answer`.
+    Stage 1 is `[BOS] image caption`, stage 2 `[BOS] prompt image prompt answer`. Without `trim`, rows keep their last
+    token, as in the published code.
     """
     draw = torch.Generator().manual_seed(0)
     (before, after), queries, samples = PROMPT[stage], model.num_query_tokens, []
@@ -109,7 +112,7 @@ def make_batch(model: MiniGPT4, sizes: Sizes, stage: str, rows: int, cached: boo
         labels = ids.masked_fill(places < conditions, IGNORE)
         is_image = (places >= before) & (places < before + queries)
         samples.append(Sample("", ids, labels, is_image, places, torch.zeros_like(ids)))
-    batch = collate(samples, pad_id=0).to(model.device)
+    batch = collate(samples, pad_id=0, trim=trim).to(model.device)
     batch.images_per_row = torch.ones_like(batch.images_per_row)
     if cached:
         width = model.resampler.feature_dim
@@ -147,8 +150,8 @@ WAYS = {
     "published_bf16": Way(BF16, F32, BF16, autocast=BF16, attention="eager", published=True),
     "bf16": Way(),  # all frozen weights in bfloat16, no autocast
     "bf16_eager": Way(attention="eager"),
-    "bf16_lora": Way(autocast=BF16),  # the adapters learn in float32
-    "bf16_autocast": Way(F32, F32, BF16, autocast=BF16),  # as the shipped configs have it
+    "bf16_lora": Way(autocast=BF16),  # as the shipped configs have it; adapters learn in float32
+    "bf16_autocast": Way(F32, F32, BF16, autocast=BF16),  # with `dtype: float32` for image encoder and Q-Former
     "fp16_scaler": Way(F16, F32, F16, autocast=F16, scaled=True),
 }
 
@@ -190,7 +193,9 @@ class Published(nn.Module):
         embed, image_embeds = llm.get_input_embeddings(), model.llama_proj(features)
         before, after = batch.input_ids[:, : self.image.start], batch.input_ids[:, self.image.stop :]
         embeds = torch.cat([embed(before), image_embeds, embed(after)], dim=1)
-        return llm(inputs_embeds=embeds, attention_mask=batch.attention_mask.long(), labels=batch.labels).loss
+        labels = torch.full_like(batch.input_ids, IGNORE)
+        labels.view(-1)[batch.supervised_positions + 1] = batch.targets
+        return llm(inputs_embeds=embeds, attention_mask=batch.attention_mask.long(), labels=labels).loss
 
 
 class Step:

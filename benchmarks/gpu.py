@@ -230,18 +230,19 @@ def build(bench: Bench, llm: str) -> Found:
 
 
 def prepare(bench: Bench, way: Way, stage: str, rows: int = 0, cached: bool = False) -> tuple[Batch, int]:
-    """Return a batch, by default of the published number of rows, and the FLOPs of a step on it."""
+    """Return a batch, by default of the published number of rows, and the FLOPs of a step on it, as ours needs them."""
     hold(bench.model, way)
     rows = rows or bench.sizes.batch[stage]
     counted = min(rows, len(bench.sizes.answers[stage]))
     key = (bench.llm, stage, counted, cached)
     if key not in bench.flops:
-        few = make_batch(bench.model, bench.sizes, stage, counted, cached)
+        few = make_batch(bench.model, bench.sizes, stage, counted, cached=cached)
         with FlopCounterMode(display=False) as counter, way.context(bench.device):
             bench.model(few).backward()
         bench.model.zero_grad()
         bench.flops[key] = counter.get_total_flops()
-    return make_batch(bench.model, bench.sizes, stage, rows, cached), bench.flops[key] * rows // counted
+    batch = make_batch(bench.model, bench.sizes, stage, rows, cached=cached, trim=not way.published)
+    return batch, bench.flops[key] * rows // counted
 
 
 def time_step(bench: Bench, way: Way, batch: Batch, flops: int) -> Found:

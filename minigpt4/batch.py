@@ -10,8 +10,8 @@ Legend of shape letters, used in every docstring:
     Q   query tokens an image becomes          Dq  width of a query feature
     V   vocabulary of the language model       Dl  width of the language model
 
-`image_mask` alone says where images go; the ids under it are fillers. Labels do not depend on ids either: `labels` is
-`IGNORE` at every position that is not trained on, padding included.
+`image_mask` alone says where images go; the ids under it are fillers. What is trained on does not depend on ids either:
+a sample's `labels` are `IGNORE` everywhere else, and a batch lists the positions and their targets.
 
 Rows are padded on the right. Since a token never attends to a later one, padding needs no attention mask.
 
@@ -44,7 +44,7 @@ class Sample:
         id: where the sample comes from, for messages: `captions.jsonl:17`, `00012.tar/000120034`.
         input_ids: (T,) int64, fillers at image positions.
         labels: (T,) int64, `IGNORE` where the sample is not trained on. Position t holds the label of token t itself;
-            the model shifts.
+            the collator finds the position that predicts it.
         image_mask: (T,) bool, true at the Q positions of each image.
         position_ids: (T,) int64; each branch continues from the end of the trunk, all else counts 0, 1, 2, ...
         branch_ids: (T,) int64, 0 for the trunk.
@@ -70,7 +70,10 @@ class Batch:
 
     Attributes:
         input_ids: (B, T) int64.
-        labels: (B, T) int64, `IGNORE` where the row is not trained on.
+        supervised_positions: (N,) int64, the positions that predict a token which is trained on, in the rows laid end
+            to end; the logits are computed there and nowhere else. The last position in front of several branches may
+            occur several times.
+        targets: (N,) int64, the ids of these tokens.
         attention_mask: (B, T) bool, false at padding, which is on the right.
         image_mask: (B, T) bool.
         position_ids: (B, T) int64.
@@ -87,7 +90,8 @@ class Batch:
     """
 
     input_ids: Tensor
-    labels: Tensor
+    supervised_positions: Tensor
+    targets: Tensor
     attention_mask: Tensor
     image_mask: Tensor
     position_ids: Tensor
@@ -115,16 +119,10 @@ class Batch:
         return self.input_ids.shape[0]
 
     @property
-    def supervised(self) -> Tensor:
-        """(B, T) bool: positions whose *next* token is trained on; logits are computed there and nowhere else."""
-        mask = torch.zeros_like(self.labels, dtype=torch.bool)
-        mask[:, :-1] = self.labels[:, 1:] != IGNORE
-        return mask
-
-    @cached_property
-    def supervised_positions(self) -> Tensor:
-        """(N,) int64: where `supervised` is true, in the rows laid end to end."""
-        return positions_of(self.supervised)
+    def targets_by_row(self) -> list[Tensor]:
+        """The targets of each row, each (n,) int64."""
+        rows = self.supervised_positions // self.input_ids.shape[1]
+        return [self.targets[rows == row] for row in range(len(self))]
 
     @cached_property
     def image_positions(self) -> Tensor:
@@ -149,7 +147,7 @@ class Batch:
             return change(value) if isinstance(value, Tensor) else value
 
         copy = dataclasses.replace(self, **{f.name: changed(getattr(self, f.name)) for f in dataclasses.fields(self)})
-        for name in ("supervised_positions", "image_positions", "has_structure"):
+        for name in ("image_positions", "has_structure"):
             vars(copy)[name] = changed(getattr(self, name))
         return copy
 

@@ -58,11 +58,19 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 def fast_dtype() -> torch.dtype:
     """Return the precision in which frozen weights are best held here: bfloat16 where it is fast, else float32.
 
-    CPUs without AVX-512 compute bfloat16 many times slower than float32.
+    CPUs without AVX-512 compute bfloat16 many times slower than float32; NVIDIA GPUs before Ampere emulate it.
     """
-    if choose_device().type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        return torch.bfloat16
-    return torch.float32
+    device = choose_device().type
+    if device == "cuda":
+        is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        is_fast = device != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return torch.bfloat16 if is_fast else torch.float32
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """Return the precision of a `dtype` setting: `auto`, `float32`, `bfloat16` or `float16`."""
+    return fast_dtype() if name == "auto" else getattr(torch, name)
 
 
 def copies_from_pinned_memory(device: torch.device) -> bool:

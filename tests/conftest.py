@@ -94,6 +94,7 @@ EVA = {
     "embed_dim": 16,
     "depth": 2,
     "num_heads": 2,
+    "dtype": "float32",
 }
 """Values of a tiny EVA-ViT: 16 patches and the class token, 16 wide."""
 

@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le
 from minigpt4.config.schema import FilePath, OneOf, settings
 from minigpt4.registry import PROCESSORS, Component
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ASK_KINDS = ("what", "presence", "negated")
 """Kinds of questions that `EasyVQAConfig.ask` can draw."""
 
@@ -42,8 +42,9 @@ class EvaViTGConfig:
     """Attention heads per block."""
     mlp_ratio: Annotated[float, Gt(0)] = 4.3637
     """Width of the MLP divided by `embed_dim`."""
-    dtype: Dtype = "float32"
-    """Precision in which the frozen weights are stored."""
+    dtype: Dtype = "auto"
+    """Precision in which the frozen weights are held and the encoder computes; `auto` is bfloat16 where this machine is
+    fast at it, else float32. Norms are computed in float32."""
 
 
 @settings
@@ -65,8 +66,9 @@ class TimmConfig:
     """Mean of the three channels for values in 0..1; empty uses the backbone's own."""
     std: list[float] = field(default_factory=list)
     """Standard deviation of the three channels; empty uses the backbone's own."""
-    dtype: Dtype = "float32"
-    """Precision in which the frozen weights are stored."""
+    dtype: Dtype = "auto"
+    """Precision in which the frozen weights are held and the encoder computes; `auto` is bfloat16 where this machine is
+    fast at it, else float32. Norms are computed in float32."""
 
 
 @settings
@@ -112,6 +114,9 @@ class QFormerConfig:
     """Attention heads per layer."""
     intermediate_size: Annotated[int, Ge(1)] = 3072
     """Width of the feed-forward layers."""
+    dtype: Dtype = "auto"
+    """Precision in which the frozen weights are held and the Q-Former computes; `auto` is bfloat16 where this machine
+    is fast at it, else float32. A trained Q-Former is held in float32."""
 
 
 @settings
@@ -201,7 +206,7 @@ class LanguageModelConfig:
 
     path: Annotated[str, FilePath()]
     """A folder with config.json, weights and tokenizer; or a GGUF file; or `asset:NAME`."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     """Precision in which the weights are stored; `auto` is bfloat16 where this machine is fast at it, else float32."""
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention kernel; `auto` is transformers' choice for the architecture."""

@@ -2,11 +2,16 @@
 
 Input: encoded samples. Output: a `Batch`. Every mask comes from lengths, never from an id: the pad id may also be
 the id of a real token.
+
+Tokens behind the last position of a branch that predicts something are left out: no token attends to them and no loss
+reads them. That is at least the end mark of every answer at the end of a branch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,37 +20,48 @@ from minigpt4.batch import IGNORE, Batch, Sample
 from minigpt4.errors import DataError
 
 
-def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
+@dataclass(frozen=True)
+class _Piece:
+    """A sample as a row holds it, the positions (N,) in it that predict, and the ids (N,) that they predict."""
+
+    sample: Sample
+    predictors: Tensor
+    targets: Tensor
+
+
+def collate(samples: Sequence[Sample], pad_id: int, *, trim: bool = True) -> Batch:
     """Return a batch with one sample per row, padded on the right.
 
     Args:
         samples: at least one; with several images or none, all with pixels or all with cached features.
         pad_id: the id of padding positions; nothing depends on it.
+        trim: leave out the tokens that no loss depends on.
 
     Raises:
         DataError: there is no sample, or the images cannot be batched.
     """
-    return _join([[sample] for sample in samples], pad_id)
+    return _join([[_piece(sample, trim)] for sample in samples], pad_id)
 
 
-def pack(samples: Sequence[Sample], pad_id: int, max_tokens: int) -> Batch:
+def pack(samples: Sequence[Sample], pad_id: int, max_tokens: int, *, trim: bool = True) -> Batch:
     """Return a batch with as many samples per row as fit, in segments that do not see each other.
 
-    Each sample goes to the first row with room. Position ids start again with each segment. The first token of a
-    segment is not supervised, because the token before it belongs to another sample.
+    Each sample goes to the first row with room. Position ids start again with each segment.
 
     Args:
         samples: at least one; with several images or none, all with pixels or all with cached features.
         pad_id: the id of padding positions; nothing depends on it.
         max_tokens: length of a row, image positions included.
+        trim: leave out the tokens that no loss depends on.
 
     Raises:
         DataError: a sample is longer than a row, there is no sample, or the images cannot be batched.
     """
-    rows: list[list[Sample]] = []
+    rows: list[list[_Piece]] = []
     room: list[int] = []
     for sample in samples:
-        length = len(sample.input_ids)
+        piece = _piece(sample, trim)
+        length = len(piece.sample.input_ids)
         if length > max_tokens:
             raise DataError(
                 f"{sample.id}: {length} tokens do not fit into a packed row of {max_tokens}; shorten the sample",
@@ -55,35 +71,66 @@ def pack(samples: Sequence[Sample], pad_id: int, max_tokens: int) -> Batch:
         if row == len(rows):
             rows.append([])
             room.append(max_tokens)
-        rows[row].append(sample)
+        rows[row].append(piece)
         room[row] -= length
     return _join(rows, pad_id)
 
 
-def _join(rows: Sequence[Sequence[Sample]], pad_id: int) -> Batch:
-    samples = [sample for row in rows for sample in row]
-    if not samples:
+def _piece(sample: Sample, trim: bool) -> _Piece:
+    """Find which positions of a sample predict a token that is trained on, and leave out what is behind the last one.
+
+    The first token of a branch is predicted by the end of the trunk, every other one by the token before it.
+    """
+    places, branches = torch.arange(len(sample.input_ids)), sample.branch_ids
+    before = places - 1
+    starts = branches[1:] != branches[:-1]
+    before[1:][starts] = int((branches == 0).sum()) - 1
+    trained = ((sample.labels != IGNORE) & (before >= 0)).nonzero().squeeze(1)
+    predictors, targets = before[trained], sample.labels[trained]
+    if not trim or not len(predictors):
+        return _Piece(sample, predictors, targets)
+    needed = sample.image_mask.clone()
+    needed[predictors] = True
+    last = torch.full((int(branches.max()) + 1,), -1).scatter_reduce(0, branches[needed], places[needed], "amax")
+    keep = places <= last[branches]
+    if keep[branches > 0].any():
+        keep |= branches == 0  # every branch attends to all of the trunk
+    kept = {field: getattr(sample, field)[keep] for field in _PER_TOKEN}
+    return _Piece(dataclasses.replace(sample, **kept), (keep.cumsum(0) - 1)[predictors], targets)
+
+
+_PER_TOKEN = ("input_ids", "labels", "image_mask", "position_ids", "branch_ids")
+
+
+def _join(rows: Sequence[Sequence[_Piece]], pad_id: int) -> Batch:
+    pieces = [piece for row in rows for piece in row]
+    if not pieces:
         raise DataError("a batch needs at least one sample")
+    samples = [piece.sample for piece in pieces]
     images = _images(samples)
-    lengths = torch.tensor([sum(len(sample.input_ids) for sample in row) for row in rows])
+    lengths = torch.tensor([sum(len(piece.sample.input_ids) for piece in row) for row in rows])
     width = int(lengths.max())
 
     def joined(field: str, value: int) -> Tensor:
-        return _pad([torch.cat([getattr(sample, field) for sample in row]) for row in rows], width, value)
+        return _pad([torch.cat([getattr(piece.sample, field) for piece in row]) for row in rows], width, value)
 
-    segments = [[torch.full_like(s.input_ids, n) for n, s in enumerate(row, start=1)] for row in rows]
-    segment_ids = _pad([torch.cat(row) for row in segments], width, 0)
-    labels = joined("labels", IGNORE)
-    labels[:, 1:][segment_ids[:, 1:] != segment_ids[:, :-1]] = IGNORE
+    segments = [[torch.full_like(p.sample.input_ids, n) for n, p in enumerate(row, start=1)] for row in rows]
+    positions = []
+    for number, row in enumerate(rows):
+        start = number * width
+        for piece in row:
+            positions.append(piece.predictors + start)
+            start += len(piece.sample.input_ids)
     return Batch(
         input_ids=joined("input_ids", pad_id),
-        labels=labels,
+        supervised_positions=torch.cat(positions),
+        targets=torch.cat([piece.targets for piece in pieces]),
         attention_mask=torch.arange(width) < lengths[:, None],
         image_mask=joined("image_mask", 0),
         position_ids=joined("position_ids", 0),
-        segment_ids=segment_ids,
+        segment_ids=_pad([torch.cat(row) for row in segments], width, 0),
         branch_ids=joined("branch_ids", 0),
-        images_per_row=torch.tensor([sum(_num_images(sample) for sample in row) for row in rows]),
+        images_per_row=torch.tensor([sum(_num_images(piece.sample) for piece in row) for row in rows]),
         pixel_values=images["pixel_values"],
         query_features=images["query_features"],
         ids=[sample.id for sample in samples],

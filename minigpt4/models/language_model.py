@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from minigpt4.assets import resolve
 from minigpt4.batch import Batch
 from minigpt4.config.parts import LanguageModelConfig, LoraConfig
-from minigpt4.devices import fast_dtype
+from minigpt4.devices import dtype_named
 from minigpt4.errors import ConfigError, MissingDependencyError, WeightsError
 from minigpt4.models.blip2_weights import folder_config
 from minigpt4.models.splice import structured_mask
@@ -233,7 +233,7 @@ def load_causal_lm(path: Path, dtype: str, attn_implementation: str = "auto") ->
     Raises:
         WeightsError: it cannot be loaded, or tensors are missing.
     """
-    options: dict[str, Any] = {"dtype": fast_dtype() if dtype == "auto" else getattr(torch, dtype)}
+    options: dict[str, Any] = {"dtype": dtype_named(dtype)}
     if attn_implementation != "auto":
         options["attn_implementation"] = attn_implementation
     folder = path

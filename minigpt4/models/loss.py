@@ -19,13 +19,12 @@ def token_losses(logits: Tensor, batch: Batch) -> Tensor:
     Returns:
         (N,) losses in nats.
     """
-    targets = batch.labels.flatten().index_select(0, batch.supervised_positions + 1)  # never a row's last position
-    return F.cross_entropy(logits.float(), targets, reduction="none")
+    return F.cross_entropy(logits.float(), batch.targets, reduction="none")
 
 
 def sample_losses(losses: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return, per row, the sum of its token losses and the number of its supervised tokens, each (B,)."""
-    rows = batch.supervised_positions // batch.labels.shape[1]
+    rows = batch.supervised_positions // batch.input_ids.shape[1]
     sums = torch.zeros(len(batch), device=losses.device).index_add_(0, rows, losses)
     counts = torch.zeros(len(batch), dtype=rows.dtype, device=rows.device).index_add_(0, rows, torch.ones_like(rows))
     return sums, counts

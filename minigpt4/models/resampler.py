@@ -22,6 +22,7 @@ from minigpt4.config.parts import (
     PrefixConfig,
     QFormerConfig,
 )
+from minigpt4.devices import dtype_named
 from minigpt4.errors import ConfigError
 from minigpt4.models.blip2_weights import read_part
 from minigpt4.models.vision import VisionEncoder, identity_settings
@@ -59,7 +60,7 @@ class Resampler(nn.Module):
 
 
 class QFormer(Resampler):
-    """Trained queries that attend to the patches (BLIP-2, section 3.1), in float32."""
+    """Trained queries that attend to the patches (BLIP-2, section 3.1)."""
 
     Config = QFormerConfig
 
@@ -84,14 +85,15 @@ class QFormer(Resampler):
     @classmethod
     def from_config(cls, config: QFormerConfig, vision_encoder: VisionEncoder) -> Self:
         """Build the Q-Former for the encoder's patches and load its weights."""
+        dtype = dtype_named(config.dtype)
         if config.weights == RANDOM:
-            return cls(config, vision_encoder.feature_dim)
+            return cls(config, vision_encoder.feature_dim).to(dtype)
         with torch.device("meta"):
             resampler = cls(config, vision_encoder.feature_dim)
-        resampler._load(config.weights)
+        resampler._load(config.weights, dtype)
         return resampler
 
-    def _load(self, weights: str) -> None:
+    def _load(self, weights: str, dtype: torch.dtype) -> None:
         """Load query tokens and Q-Former from BLIP-2's file or from a Hugging Face folder of BLIP-2.
 
         Raises:
@@ -99,11 +101,11 @@ class QFormer(Resampler):
         """
         path = resolve(weights)
         tensors = read_part(path, "resampler.")
-        load_strict(self, tensors, source=str(path), ignore=is_text_branch, empty_as=torch.float32)
+        load_strict(self, tensors, source=str(path), ignore=is_text_branch, empty_as=dtype)
         self.source = weights
 
     def forward(self, patch_features: Tensor) -> Tensor:
-        """Return `query_features` (I, Q, Dq), float32 outside autocast."""
+        """Return `query_features` (I, Q, Dq), outside autocast in the precision of the weights."""
         patches = patch_features.to(self.query_tokens.dtype)
         queries = self.query_tokens.expand(len(patches), -1, -1)
         return self.qformer(query_embeds=queries, encoder_hidden_states=patches).last_hidden_state

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from minigpt4.assets import resolve
 from minigpt4.config.parts import EvaViTGConfig, TimmConfig
 from minigpt4.config.schema import plain
+from minigpt4.devices import dtype_named
 from minigpt4.errors import ConfigError, UnknownNameError, WeightsError
 from minigpt4.models.blip2_weights import read_part, read_vit
 from minigpt4.models.encoder_files import read_encoder, read_tables
@@ -108,7 +109,7 @@ class EvaViTG(VisionEncoder):
     @classmethod
     def from_config(cls, config: EvaViTGConfig) -> EvaViTG:
         """Build the encoder and load its weights."""
-        dtype: torch.dtype = getattr(torch, config.dtype)
+        dtype = dtype_named(config.dtype)
         if config.weights == RANDOM:
             encoder = cls(config)
             encoder.vit.to(dtype)
@@ -193,7 +194,10 @@ class TimmEncoder(VisionEncoder):
         if config.weights != RANDOM:
             encoder._load(resolve(config.weights), config)
             encoder.source = config.weights
-        encoder.to(getattr(torch, config.dtype))
+        encoder.to(dtype_named(config.dtype))
+        for module in encoder.modules():
+            if isinstance(module, nn.BatchNorm2d):  # its variances would be rounded, and it takes any precision
+                module.float()
         return encoder
 
     def _load(self, path: Path, config: TimmConfig) -> None:

@@ -45,14 +45,14 @@ class Validation:
 def shuffle_images(batch: Batch) -> Batch | None:
     """Return the batch with its images given to other rows, or None if that is not possible.
 
-    Of all rotations, the one under which most rows get the image of a row with other labels is taken, so that rows with
-    the same text do not weaken the control.
+    Of all rotations, the one under which most rows get the image of a row with other targets is taken, so that rows
+    with the same text do not weaken the control.
     """
     images = batch.pixel_values if batch.pixel_values is not None else batch.query_features
     if images is None or len(images) < 2:
         return None
     owners = torch.repeat_interleave(torch.arange(len(batch)), batch.images_per_row.cpu())
-    texts = [tuple(row[row >= 0].tolist()) for row in batch.labels.cpu()]
+    texts = [tuple(row.tolist()) for row in batch.targets_by_row]
 
     def differing(shift: int) -> int:
         return sum(texts[a] != texts[b] for a, b in zip(owners.tolist(), owners.roll(shift).tolist(), strict=True))

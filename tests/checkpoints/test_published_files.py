@@ -44,7 +44,7 @@ def encoder(weights: Path, norm: Path | str = "", dtype: Any = "float32") -> Eva
 
 
 def qformer(weights: Path) -> QFormer:
-    config = QFormerConfig(weights=str(weights), **SECTION["resampler"])
+    config = QFormerConfig(weights=str(weights), dtype="float32", **SECTION["resampler"])
     return QFormer.from_config(config, EvaViTG(EvaViTGConfig(weights="random", **SECTION["vision_encoder"])))
 
 

@@ -147,11 +147,12 @@ QFORMER = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "intermediate_size": 24,
+    "dtype": "float32",
 }
 
 
 def backbone(name: str, **settings: Any) -> dict[str, Any]:
-    return {"type": "timm", "name": name, "weights": "random", "image_size": 64, **settings}
+    return {"type": "timm", "name": name, "weights": "random", "image_size": 64, "dtype": "float32", **settings}
 
 
 def tower(kind: str, **settings: Any) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def assert_same(found: list[Batch], expected: list[Batch]) -> None:
     assert [b.ids for b in found] == [b.ids for b in expected]
     for one, other in zip(found, expected, strict=True):
         assert (one.reader, one.position, one.skipped) == (other.reader, other.position, other.skipped)
-        for name in ("input_ids", "labels", "attention_mask", "image_mask", "position_ids", "pixel_values"):
+        for name in ("input_ids", "targets", "attention_mask", "image_mask", "position_ids", "pixel_values"):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 

@@ -74,7 +74,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"loads llama_proj only, but this model also has trained resampler\.",
     ),
     "another encoder": (
-        {"vision_encoder": {"type": "timm", "name": "test_vit", "weights": "random"}},
+        {"vision_encoder": {"type": "timm", "name": "test_vit", "weights": "random", "dtype": "float32"}},
         "this model has TimmEncoder and QFormer: use --to prompt-embeds, or keep the checkpoint",
     ),
     "another resampler": ({"resampler": {"type": "pool", "grid": 2}}, "this model has EvaViTG and Pool"),

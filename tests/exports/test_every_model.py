@@ -28,7 +28,10 @@ from tests.exports.parts import noisy
 
 pytestmark = pytest.mark.slow
 
-ENCODERS = {"eva": EVA, "timm": {"type": "timm", "name": "test_vit", "weights": "random", "image_size": 64}}
+ENCODERS = {
+    "eva": EVA,
+    "timm": {"type": "timm", "name": "test_vit", "weights": "random", "image_size": 64, "dtype": "float32"},
+}
 RESAMPLERS = {
     "qformer": QFORMER,
     "merge": {"type": "merge", "neighbours": 4},

@@ -223,7 +223,12 @@ def test_a_large_model_is_written_in_shards_and_nothing_is_lost(compared, tmp_pa
 def test_a_model_that_does_not_fit_the_format_is_an_error_with_an_alternative(tiny_values, tmp_path, compared):
     with pytest.raises(ExportError, match=r"this model has Merge: use --to prompt-embeds"):
         export_huggingface(noisy(tiny_values), tmp_path / "out")
-    tiny_values["model"]["vision_encoder"] = {"type": "timm", "name": "test_vit", "weights": "random"}
+    tiny_values["model"]["vision_encoder"] = {
+        "type": "timm",
+        "name": "test_vit",
+        "weights": "random",
+        "dtype": "float32",
+    }
     with pytest.raises(ExportError, match=r"is EVA-ViT-g; this model has TimmEncoder"):
         export_huggingface(noisy(with_qformer(tiny_values)), tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))

@@ -46,6 +46,22 @@ def test_loss_of_a_batch_is_the_sum_of_its_samples_packed_or_padded(family, atte
     torch.testing.assert_close(total(model, packed), alone, **CLOSE)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_that_are_left_out_change_neither_loss_nor_gradient(family):
+    model, turns = parts.model(family=family), [("What is it?", "A bird."), ("Is it red?", "Yes, it is.")]
+    isolated = parts.sample("all", *turns, of=parts.encoder(isolate_turns=True))
+    found = []
+    for samples in (parts.samples(), [isolated, *parts.samples()]):
+        trimmed, whole = collate(samples, 0), collate(samples, 0, trim=False)
+        assert int(trimmed.attention_mask.sum()) <= int(whole.attention_mask.sum()) - len(samples)
+        for batch in (trimmed, whole):
+            model.zero_grad()
+            loss = model(batch)
+            loss.backward()
+            found.append((loss.detach(), model.llama_proj.weight.grad.clone()))
+        torch.testing.assert_close(found[-1], found[-2], **CLOSE)
+
+
 def test_ids_under_padding_and_images_do_not_matter():
     model, batch = parts.model(), collate(parts.samples(), 0)
     noise = torch.randint(0, parts.VOCABULARY, batch.input_ids.shape)
@@ -83,7 +99,7 @@ def test_logits_at_supervised_positions_are_those_of_the_whole_row(family):
         whole = model.language_model(model.embed(batch), batch.attention_mask, batch.position_ids)
         some = model.logits(batch)
     assert some.shape == (batch.num_supervised, parts.VOCABULARY)
-    torch.testing.assert_close(some, whole[batch.supervised], **CLOSE)
+    torch.testing.assert_close(some, whole.flatten(0, 1)[batch.supervised_positions], **CLOSE)
     head = model.language_model.model.get_output_embeddings()
     assert not head._forward_pre_hooks
 

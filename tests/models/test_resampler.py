@@ -39,6 +39,18 @@ def test_shapes_are_those_of_the_attributes(kind):
         torch.testing.assert_close(resampler(patches()[n : n + 1])[0], found[n])
 
 
+def test_a_qformer_in_bfloat16_gives_the_features_of_float32():
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        settings: dict[str, Any] = {**QFORMER, "num_hidden_layers": 6, "intermediate_size": 64, "dtype": dtype}
+        resampler = QFormer.from_config(QFormerConfig(weights="random", **settings), ENCODER).eval()
+        with torch.no_grad():
+            found.append(resampler(patches().to(resampler.query_tokens.dtype)))
+    assert [features.dtype for features in found] == [torch.float32, torch.bfloat16]
+    assert 0 < (found[1].float() - found[0]).norm() < 0.02 * found[0].norm()
+
+
 def test_merge_joins_neighbours_and_drops_the_class_token():
     given = patches()
     found = Merge(MergeConfig(neighbours=4), ENCODER)(given)
@@ -90,7 +102,7 @@ def test_qformer_loads_the_published_names(tmp_path):
     source = parts.resampler("qformer", ENCODER)
     file = tmp_path / "blip2.pth"
     torch.save({"model": published(source)}, file)
-    settings = {**QFORMER, "intermediate_size": 24}
+    settings = {**QFORMER, "intermediate_size": 24, "dtype": "float32"}
     loaded = QFormer.from_config(QFormerConfig(weights=str(file), **settings), ENCODER)
     assert loaded.source == str(file)
     assert torch.equal(loaded.eval()(patches()), source.eval()(patches()))

@@ -49,9 +49,9 @@ def test_images_take_the_precision_of_the_tokens():
 
 
 def batch_of(segments: Tensor, branches: Tensor, positions: Tensor) -> Batch:
-    free = torch.zeros_like(segments)
+    free, none = torch.zeros_like(segments), torch.zeros(0, dtype=torch.long)
     mask = segments > 0
-    return Batch(free, free, mask, free > 0, positions, segments, branches, torch.zeros(len(segments)))
+    return Batch(free, none, none, mask, free > 0, positions, segments, branches, torch.zeros(len(segments)))
 
 
 rows = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=8)

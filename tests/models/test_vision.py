@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from minigpt4.config.parts import EvaViTGConfig, PoolConfig, TimmConfig
+from minigpt4.devices import fast_dtype
 from minigpt4.errors import ConfigError, UnknownNameError, WeightsError
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.resampler import Pool
@@ -24,7 +25,7 @@ EVA: dict[str, Any] = {"image_size": 28, "patch_size": 7, "embed_dim": 16, "dept
 
 def timm_encoder(name: str, weights: str = "random", **settings: Any) -> TimmEncoder:
     torch.manual_seed(0)
-    return TimmEncoder.from_config(TimmConfig(name=name, weights=weights, **settings)).eval()
+    return TimmEncoder.from_config(TimmConfig(name=name, weights=weights, **{"dtype": "float32", **settings})).eval()
 
 
 def perturbed(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -50,6 +51,33 @@ def test_eva_keeps_the_class_token_and_has_no_final_norm():
     torch.testing.assert_close(encoder(images), F.layer_norm(hidden, (16,), eps=1e-5))
 
 
+@pytest.mark.parametrize("name", ["eva_vit_g", "test_vit", "test_efficientnet"])
+def test_features_in_bfloat16_are_those_in_float32(name):
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        sizes: dict[str, Any] = {**EVA, "embed_dim": 64, "depth": 8}
+        encoder = (
+            EvaViTG.from_config(EvaViTGConfig(weights="random", dtype=dtype, **sizes)).eval()
+            if name == "eva_vit_g"
+            else timm_encoder(name, dtype=dtype, image_size=64)
+        )
+        images = torch.randn(4, 3, encoder.image_spec.height, encoder.image_spec.width)
+        with torch.no_grad():
+            found.append(encoder(images).float())
+        kept = {m.weight.dtype for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)}
+        assert kept <= {torch.float32}
+    whole, half = found
+    assert 0 < (half - whole).norm() < 0.02 * whole.norm()
+
+
+def test_the_default_precision_is_the_fast_one_of_this_machine():
+    encoder = EvaViTG.from_config(EvaViTGConfig(weights="random", **EVA))
+    resampler = parts.QFormer.from_config(parts.QFormerConfig(weights="random", num_query_tokens=2), encoder)
+    held = {p.dtype for p in (*encoder.vit.parameters(), *resampler.parameters())}
+    assert held == {fast_dtype()}
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_ln_vision_is_computed_in_float32(dtype):
     encoder = EvaViTG.from_config(EvaViTGConfig(weights="random", dtype=dtype, **EVA)).eval()
@@ -68,7 +96,7 @@ def test_eva_loads_the_published_layout(tmp_path):
     norm = {"ln_vision.weight": torch.rand(16), "ln_vision.bias": torch.rand(16), "query_tokens": torch.ones(1)}
     torch.save({"model": norm}, tmp_path / "blip2.pth")
     config = EvaViTGConfig(
-        weights=str(tmp_path / "eva.pth"), ln_vision_weights=str(tmp_path / "blip2.pth"), **{**EVA, "depth": 2}
+        weights=str(tmp_path / "eva.pth"), ln_vision_weights=str(tmp_path / "blip2.pth"), dtype="float32", **EVA
     )
     encoder = EvaViTG.from_config(config)
     for name, tensor in encoder.vit.state_dict().items():

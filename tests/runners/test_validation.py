@@ -90,9 +90,9 @@ def batch(tiny_values, write_config) -> Batch:
 
 
 def test_shuffled_images_go_to_rows_that_say_something_else(batch):
-    labels = batch.labels.clone()
-    labels[:] = torch.tensor([5, 6, 5, 6, 5, 6, 5, 6])[:, None]  # every even rotation gives like to like
-    shuffled = shuffle_images(dataclasses.replace(batch, labels=labels))
+    one_each = torch.arange(8) * batch.input_ids.shape[1]
+    targets = torch.tensor([5, 6, 5, 6, 5, 6, 5, 6])  # every even rotation gives like to like
+    shuffled = shuffle_images(dataclasses.replace(batch, supervised_positions=one_each, targets=targets))
     assert shuffled is not None
     shift = next(n for n in range(1, 8) if torch.equal(batch.pixel_values.roll(n, 0), shuffled.pixel_values))
     assert shift % 2 == 1
@@ -100,7 +100,8 @@ def test_shuffled_images_go_to_rows_that_say_something_else(batch):
 
 
 def test_there_is_no_control_without_two_different_rows(batch):
-    same = dataclasses.replace(batch, labels=torch.full_like(batch.labels, 5))
+    one_each = torch.arange(8) * batch.input_ids.shape[1]
+    same = dataclasses.replace(batch, supervised_positions=one_each, targets=torch.full_like(one_each, 5))
     assert shuffle_images(same) is None
     assert shuffle_images(dataclasses.replace(batch, pixel_values=None)) is None
 
