@@ -1,4 +1,4 @@
-"""The data of a run: its sources, and the batches of training, validation and calibration."""
+"""The data of a run: its sources, and the batches of training and validation."""
 
 from __future__ import annotations
 
@@ -21,15 +21,12 @@ from minigpt4.datasets.loader import StreamPlan, build_loader, fixed_batches
 from minigpt4.datasets.mixture import Mixture
 from minigpt4.datasets.source import Source
 from minigpt4.devices import copies_from_pinned_memory
-from minigpt4.errors import ConfigError, DataError
+from minigpt4.errors import DataError
 from minigpt4.registry import Component
 from minigpt4.runners.state import Speed, TrainingState
 from minigpt4.runners.stopping import inherited_block
 
 _log = logging.getLogger(__name__)
-
-CALIBRATION_SAMPLES = 512
-"""Training samples whose images a resampler's statistics are taken from."""
 
 
 class StepBatches:
@@ -168,7 +165,7 @@ def training_batches(
 def validation_batches(run: RunConfig, loaded: LoadedModel, sources: Mapping[str, Source]) -> list[Batch]:
     """Return the batches of every validation, none without a validation set."""
     size = max(2, run.batch_size_per_rank)  # a single sample has no other image to swap with
-    batches = _first_batches(loaded, sources, run.validation_samples, size) if sources else []
+    batches = list(first_batches(loaded, sources, run.validation_samples, size)) if sources else []
     for what in ("skipped", "altered"):
         counts: Counter[str] = Counter()
         for batch in batches:
@@ -178,22 +175,9 @@ def validation_batches(run: RunConfig, loaded: LoadedModel, sources: Mapping[str
     return batches
 
 
-def calibrate(loaded: LoadedModel, sources: Mapping[str, Source]) -> None:
-    """Calibrate a resampler that needs statistics of training images, on the same first images on every rank."""
-    if not loaded.model.resampler.calibrated:
-        return
-    batches = _first_batches(loaded, sources, CALIBRATION_SAMPLES, 64)
-    pixels = [batch.pixel_values for batch in batches if batch.pixel_values is not None]
-    if not pixels:
-        raise ConfigError("model.resampler: none of the first training samples has an image to calibrate on")
-    loaded.model.calibrate(torch.cat(pixels).to(loaded.model.device))
-
-
-def _first_batches(loaded: LoadedModel, sources: Mapping[str, Source], samples: int, size: int) -> list[Batch]:
-    """Return the first samples of the sources, in order."""
+def first_batches(loaded: LoadedModel, sources: Mapping[str, Source], samples: int, size: int) -> Iterator[Batch]:
+    """Yield the first samples of the sources, in order, `size` at a time: the same on every rank."""
     pad_id = loaded.conversation.tokenizer.filler_id
-    return list(
-        fixed_batches(
-            sources, loaded.conversation, loaded.image_processor, samples=samples, batch_size=size, pad_id=pad_id
-        )
+    return fixed_batches(
+        sources, loaded.conversation, loaded.image_processor, samples=samples, batch_size=size, pad_id=pad_id
     )

@@ -26,7 +26,8 @@ from minigpt4.datasets.source import data_hash
 from minigpt4.errors import ConfigError, TrainingError
 from minigpt4.models.freezing import count_parameters, precisions
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.runners.batches import StepBatches, build_sources, calibrate, training_batches, validation_batches
+from minigpt4.runners.batches import StepBatches, build_sources, training_batches, validation_batches
+from minigpt4.runners.calibration import calibrate
 from minigpt4.runners.distributed import shard_language_model, wrap
 from minigpt4.runners.metrics import MetricsLog
 from minigpt4.runners.snapshot import Provenance, Snapshots
