@@ -30,6 +30,15 @@ OWN_TEMPLATE = "tokenizer"
 
 
 @settings
+class StartConfig:
+    """Where a new `llama_proj` starts; no effect with `model.init_from`, or in a run that is resumed."""
+
+    ridge: Annotated[int, Ge(0)] = 0
+    """Training samples from which it is computed in closed form, so that image tokens read like the words of the texts
+    that the image features tell; 0: random weights. A few hundred to a few thousand are enough."""
+
+
+@settings
 class ModelConfig:
     """The parts of the model, and which of them are trained."""
 
@@ -49,6 +58,8 @@ class ModelConfig:
     """Parts that are trained: llama_proj, resampler, vision_encoder, lora, language_model."""
     init_from: Annotated[str, FilePath()] = ""
     """Checkpoint whose trained parts are the starting point: stage 1, for stage 2."""
+    start: StartConfig = field(default_factory=StartConfig)
+    """Where `llama_proj` starts without a checkpoint."""
 
 
 @settings

@@ -1,4 +1,4 @@
-"""The data of a run: its sources, and the batches of training, validation and calibration."""
+"""The data of a run: its sources, and the batches of training and validation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from multiprocessing.process import BaseProcess
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from minigpt4.batch import Batch
 from minigpt4.checkpoints.assemble import LoadedModel
@@ -23,16 +22,12 @@ from minigpt4.datasets.loader import ImageReader, StreamPlan, build_loader, fixe
 from minigpt4.datasets.mixture import Mixture
 from minigpt4.datasets.source import Source
 from minigpt4.devices import copies_from_pinned_memory
-from minigpt4.errors import ConfigError, DataError
-from minigpt4.processors.image import ImageProcessor
+from minigpt4.errors import DataError
 from minigpt4.registry import Component
 from minigpt4.runners.state import Speed, TrainingState
 from minigpt4.runners.stopping import inherited_block
 
 _log = logging.getLogger(__name__)
-
-CALIBRATION_SAMPLES = 512
-"""Training samples whose images a resampler's statistics are taken from."""
 
 
 class StepBatches:
@@ -174,7 +169,8 @@ def validation_batches(
 ) -> list[Batch]:
     """Return the batches of every validation, none without a validation set."""
     size = max(2, run.batch_size_per_rank)  # a single sample has no other image to swap with
-    batches = first_batches(loaded.conversation, images, sources, run.validation_samples, size) if sources else []
+    found = first_batches(loaded.conversation, images, sources, run.validation_samples, size) if sources else ()
+    batches = list(found)
     for what in ("skipped", "altered"):
         counts: Counter[str] = Counter()
         for batch in batches:
@@ -184,31 +180,9 @@ def validation_batches(
     return batches
 
 
-def calibrate(loaded: LoadedModel, sources: Mapping[str, Source]) -> None:
-    """Calibrate a resampler that needs statistics of training images, on the same first images on every rank."""
-    if loaded.model.resampler.calibrated:
-        pixels = calibration_images(loaded.conversation, loaded.image_processor, sources)
-        loaded.model.calibrate(pixels.to(loaded.model.device))
-
-
-def calibration_images(
-    conversation: ConversationEncoder, processor: ImageProcessor, sources: Mapping[str, Source]
-) -> Tensor:
-    """Return the `pixel_values` (I, 3, H, W) of the first training samples.
-
-    Raises:
-        ConfigError: none of them has an image.
-    """
-    batches = first_batches(conversation, processor, sources, CALIBRATION_SAMPLES, 64)
-    pixels = [batch.pixel_values for batch in batches if batch.pixel_values is not None]
-    if not pixels:
-        raise ConfigError("model.resampler: none of the first training samples has an image to calibrate on")
-    return torch.cat(pixels)
-
-
 def first_batches(
     conversation: ConversationEncoder, images: ImageReader, sources: Mapping[str, Source], samples: int, size: int
-) -> list[Batch]:
-    """Return the first samples of the sources, in order."""
+) -> Iterator[Batch]:
+    """Yield the first samples of the sources, in order, `size` at a time: the same on every rank."""
     pad_id = conversation.tokenizer.filler_id
-    return list(fixed_batches(sources, conversation, images, samples=samples, batch_size=size, pad_id=pad_id))
+    return fixed_batches(sources, conversation, images, samples=samples, batch_size=size, pad_id=pad_id)

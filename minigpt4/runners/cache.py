@@ -51,7 +51,8 @@ from minigpt4.feature_cache.origin import differences_from, origin_of
 from minigpt4.feature_cache.writer import FeatureWriter, write_json
 from minigpt4.models.image_side import ImageSide
 from minigpt4.processors.image import ImageProcessor
-from minigpt4.runners.batches import build_sources, calibration_images
+from minigpt4.runners.batches import build_sources
+from minigpt4.runners.calibration import calibration_images
 from minigpt4.runners.folder import own_folder
 
 _log = logging.getLogger(__name__)

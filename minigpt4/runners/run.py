@@ -27,7 +27,8 @@ from minigpt4.errors import ConfigError, TrainingError
 from minigpt4.feature_cache.reader import FeatureCache
 from minigpt4.models.freezing import count_parameters, precisions
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.runners.batches import StepBatches, build_sources, calibrate, training_batches, validation_batches
+from minigpt4.runners.batches import StepBatches, build_sources, training_batches, validation_batches
+from minigpt4.runners.calibration import calibrate, start_projector
 from minigpt4.runners.distributed import shard_language_model, wrap
 from minigpt4.runners.metrics import MetricsLog
 from minigpt4.runners.snapshot import Provenance, Snapshots
@@ -149,9 +150,11 @@ def build_run(config: Config, accelerator: Accelerator, checkpoint: Path | None)
     elif settings.shard_language_model:
         shard_language_model(model, accelerator)
     model.to(accelerator.device)
-    # Calibration after the move, for speed, and only of a new model: a checkpoint holds its result.
-    if checkpoint is None and loaded.manifest is None and features is None:
-        calibrate(loaded, sources)
+    # After the move, for speed, and only for a new model: a checkpoint holds the results.
+    if checkpoint is None and loaded.manifest is None:
+        if features is None:  # else they hold the statistics
+            calibrate(loaded, sources)
+        start_projector(loaded, sources, images)
     set_training_mode(model, settings)
     # The optimiser after the move, since it keeps the parameters it is given; DDP after calibration, since it copies
     # the tensors of rank 0 to the others.
