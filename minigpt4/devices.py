@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import sys
+import time
+from pathlib import Path
 
 import torch
 
@@ -24,6 +27,22 @@ PEAK_FLOPS = {
     "3090": 7.1e13,
 }
 """Operations per second of dense bf16 matrix products, by words of the device's name, from the vendor's data sheets."""
+
+DEVICE_MEMORY_GIB = {
+    "B200": 180,
+    "H200": 140,
+    "H100 PCIe": 79,
+    "H100 NVL": 93,
+    "H100": 79,
+    "A100 40GB": 39,
+    "A100": 79,
+    "A40": 44,
+    "L40S": 44,
+    "L4": 22,
+    "4090": 23,
+    "3090": 23,
+}
+"""Memory that programs see, in GiB, by words of the device's name; the larger one of two sizes with one name."""
 
 _M_MMAP_THRESHOLD = -3
 """glibc's malloc.h: the size from which a block is mapped on its own; setting it also stops glibc from raising it."""
@@ -91,6 +110,26 @@ def resident_memory_gb() -> float | None:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def resident_memory_now() -> int:
+    """Return the bytes that this process holds at this moment; its maximum so far where the system only knows that."""
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    return round((resident_memory_gb() or 0.0) * 1e9)
+
+
+def matmul_flops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
+    """Return the operations per second that this machine's CPU reaches in matrix products of `size` x `size`."""
+    left, right = (torch.ones(size, size, dtype=dtype) for _ in range(2))
+    torch.mm(left, right)
+    best, end = 0.0, time.monotonic() + seconds
+    while time.monotonic() < end or not best:
+        started = time.perf_counter()
+        torch.mm(left, right)
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
 
 
 def return_freed_memory() -> None:

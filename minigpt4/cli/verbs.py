@@ -6,6 +6,7 @@ Each imports what it needs when it runs, and the heavy libraries only after the 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,21 @@ def train(arguments: argparse.Namespace) -> None:
 
     config = load_config(arguments.cfg_path, arguments.options)
     RUNNERS.get(config.run.runner).from_config(config).run()
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    """Verb `plan`: show what a run will need, before any weight is read."""
+    from minigpt4.config import load_config
+
+    config = load_config(arguments.cfg_path, arguments.options, paths_required=False)
+    if arguments.ranks < 1 or not 0 < arguments.utilisation <= 1 or arguments.memory < 0:
+        raise ConfigError("--ranks must be at least 1, --utilisation above 0 and at most 1, --memory above 0")
+    from minigpt4.planning.plan import make_plan
+    from minigpt4.planning.report import as_text
+
+    sizes = {"ranks": arguments.ranks, "utilisation": arguments.utilisation, "memory_gib": arguments.memory}
+    made = make_plan(config, arguments.device, **sizes)
+    print(json.dumps(made.to_dict()) if arguments.json else as_text(made))
 
 
 def cache(arguments: argparse.Namespace) -> None:

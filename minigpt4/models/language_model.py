@@ -66,6 +66,34 @@ class LanguageModel(nn.Module):
             loaded.add_lora(config.lora)
         return loaded
 
+    @classmethod
+    def without_weights(cls, config: LanguageModelConfig) -> LanguageModel:
+        """Build the model that `config.json` describes, with tensors as new ones are; inside `torch.device("meta")`,
+        with none. No weight file is opened.
+
+        Raises:
+            WeightsError: there is no description of a causal language model.
+            MissingDependencyError: LoRA is configured and peft is not installed.
+        """
+        path = resolve(config.path)
+        folder, options = path, {}
+        if path.suffix == ".gguf":
+            folder, options = path.parent, {"gguf_file": path.name}
+        elif reason := needs_own_code(path):
+            raise WeightsError(reason)
+        elif not (path / "config.json").is_file():
+            raise WeightsError(f"{path}: no config.json found, which describes the language model")
+        kernel = {} if config.attn_implementation == "auto" else {"attn_implementation": config.attn_implementation}
+        try:
+            declared = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+            model = AutoModelForCausalLM.from_config(declared, dtype=_dtype(config.dtype), **kernel)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise WeightsError(f"{path}: its config does not describe a causal language model: {error}") from error
+        built = cls(model.eval(), source=config.path)
+        if config.lora.rank:
+            built.add_lora(config.lora)
+        return built
+
     def add_lora(self, config: LoraConfig) -> None:
         """Add low-rank adapters to the named linear layers; at first they change nothing."""
         try:
@@ -233,7 +261,7 @@ def load_causal_lm(path: Path, dtype: str, attn_implementation: str = "auto") ->
     Raises:
         WeightsError: it cannot be loaded, or tensors are missing.
     """
-    options: dict[str, Any] = {"dtype": fast_dtype() if dtype == "auto" else getattr(torch, dtype)}
+    options: dict[str, Any] = {"dtype": _dtype(dtype)}
     if attn_implementation != "auto":
         options["attn_implementation"] = attn_implementation
     folder = path
@@ -264,6 +292,11 @@ def load_causal_lm(path: Path, dtype: str, attn_implementation: str = "auto") ->
             "do not belong to the model that config.json describes"
         )
     return model
+
+
+def _dtype(name: str) -> torch.dtype:
+    found: torch.dtype = fast_dtype() if name == "auto" else getattr(torch, name)
+    return found
 
 
 def needs_own_code(path: Path) -> str:
