@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minigpt4.cores import cpu_times, free_cores, usable_cores
 from minigpt4.errors import ConfigError, DataError, ImageError, MiniGPT4Error, WeightsError
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 MINI = "mini"
 """The model that travels with the package: what verbs use without `--cfg-path`."""
+
+
+_AT_START = cpu_times()
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -181,7 +186,20 @@ def _load(arguments: argparse.Namespace) -> LoadedModel:
     with loading(arguments.cfg_path):
         from minigpt4 import load_model
 
+        if arguments.device in ("auto", "cpu"):
+            _use_free_cores()
         return load_model(arguments.cfg_path, options=arguments.options, device=arguments.device)
+
+
+def _use_free_cores() -> None:
+    """Compute with as many threads as there are free cores, unless the user has said how many."""
+    if os.environ.get("OMP_NUM_THREADS"):
+        return
+    free = free_cores(_AT_START, cpu_times(), usable_cores())
+    if free is not None:
+        import torch
+
+        torch.set_num_threads(min(free, torch.get_num_threads()))
 
 
 def fetch_mini() -> None:

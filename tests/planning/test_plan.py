@@ -22,7 +22,12 @@ from minigpt4.planning.report import as_text
 from minigpt4.runners.batches import build_sources, first_batches
 from tests.runners.parts import write
 
-LLAMA_13B: dict[str, Any] = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
+LLAMA_13B: dict[str, Any] = {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+}
 
 
 @pytest.fixture(scope="module")
