@@ -266,7 +266,7 @@ def train(
     """Time a stage, with or without recomputing the language model's activations in the backward pass."""
     batch, flops = prepare(bench, WAYS[way], stage, rows, cached)
     if checkpointing:
-        from minigpt4.runners.run import recompute_activations
+        from minigpt4.models.recompute import recompute_activations
 
         recompute_activations(bench.model.language_model.model)
     return time_step(bench, WAYS[way], batch, flops)

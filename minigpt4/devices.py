@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import sys
+import time
+from pathlib import Path
 
 import torch
 
@@ -24,6 +27,22 @@ PEAK_FLOPS = {
     "3090": 7.1e13,
 }
 """Operations per second of dense bf16 matrix products, by words of the device's name, from the vendor's data sheets."""
+
+DEVICE_MEMORY_GIB = {
+    "B200": 180,
+    "H200": 140,
+    "H100 PCIe": 79,
+    "H100 NVL": 93,
+    "H100": 79,
+    "A100 40GB": 39,
+    "A100": 79,
+    "A40": 44,
+    "L40S": 44,
+    "L4": 22,
+    "4090": 23,
+    "3090": 23,
+}
+"""Memory that programs see, in GiB, by words of the device's name; the larger one of two sizes with one name."""
 
 _M_MMAP_THRESHOLD = -3
 """glibc's malloc.h: the size from which a block is mapped on its own; setting it also stops glibc from raising it."""
@@ -101,11 +120,32 @@ def resident_memory_gb() -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
+def resident_memory_now() -> int:
+    """Return the bytes that this process holds at this moment; its maximum so far where the system only knows that."""
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    return round((resident_memory_gb() or 0.0) * 1e9)
+
+
+def matmul_flops(dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
+    """Return the operations per second that this machine's CPU reaches in matrix products of `size` x `size`."""
+    left, right = (torch.ones(size, size, dtype=dtype) for _ in range(2))
+    torch.mm(left, right)
+    best, end = 0.0, time.monotonic() + seconds
+    while time.monotonic() < end or not best:
+        started = time.perf_counter()
+        torch.mm(left, right)
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
 def return_freed_memory() -> None:
     """Make every large block that this process frees go back to the system at once; does nothing without glibc.
 
     For processes that run for long. By default, glibc soon takes blocks of up to 32 MB, such as decoded images, from
-    heaps of 64 MB, and a single small object keeps such a heap in memory: a service grew by 13 % over 1,000 requests.
+    heaps of 64 MB, and a single small object keeps such a heap in memory: a service grew by 13 % over 1,000 requests,
+    and training on a CPU took a third more memory than its tensors.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option is not None:

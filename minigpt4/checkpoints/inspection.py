@@ -19,10 +19,10 @@ from minigpt4.checkpoints.manifest import Manifest
 from minigpt4.checkpoints.released import is_released, read_released
 from minigpt4.checkpoints.store import LATEST, WEIGHTS
 from minigpt4.config import Config
-from minigpt4.conversation.tokenizer import has_tokenizer
+from minigpt4.conversation.tokenizer_files import has_tokenizer
 from minigpt4.errors import ConfigError, MiniGPT4Error, MissingDependencyError, WeightsError
 from minigpt4.models.blip2_weights import folder_config, is_blip2_folder
-from minigpt4.models.language_model import weight_files
+from minigpt4.models.language_model_files import weight_files
 from minigpt4.weights import read_pickle, read_tensors
 
 ENCODER, RESAMPLER = "model.vision_encoder.weights", "model.resampler.weights"

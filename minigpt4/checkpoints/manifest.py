@@ -11,16 +11,18 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
 from minigpt4.config.schema import adapter
 from minigpt4.errors import CheckpointError
-from minigpt4.models.image_side import FromCache, ImageSide, ResampledInCache
-from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.strict_json import parse_json
 from minigpt4.weights import fingerprint
+
+if TYPE_CHECKING:  # a manifest is read without the libraries of the models
+    from minigpt4.models.image_side import ImageSide
+    from minigpt4.models.minigpt4 import MiniGPT4
 
 FILE = "manifest.json"
 FORMAT = 2
@@ -131,8 +133,8 @@ def _identify_part(
 ) -> PartIdentity:
     """Return the identity of one part; a fingerprint reads from every tensor, which may be slow the first time."""
     part, is_llm = getattr(model, name), name == "language_model"
-    if isinstance(part, (FromCache, ResampledInCache)):
-        return PartIdentity(**part.identity)
+    if (recorded := getattr(part, "identity", None)) is not None:  # it stands for a part whose outputs are cached
+        return PartIdentity(**recorded)
     tensors = model.frozen_tensors(name, trained)
     return PartIdentity(
         type=type(part).__name__,
@@ -154,7 +156,7 @@ def stage_after(start: Manifest | None) -> int:
 
 def check_parts(manifest: Manifest, model: MiniGPT4 | ImageSide, place: str) -> None:
     """Raise CheckpointError unless the model's parts are those that the checkpoint was trained with."""
-    for name in IMAGE_PARTS if isinstance(model, ImageSide) else FROZEN_PARTS:
+    for name in FROZEN_PARTS if hasattr(model, "language_model") else IMAGE_PARTS:
         theirs = manifest.parts.get(name)
         if theirs is None:
             raise CheckpointError(f"{place}: its manifest does not describe the {name}")

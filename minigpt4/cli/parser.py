@@ -38,6 +38,21 @@ def build_parser() -> argparse.ArgumentParser:
     _add_config(train, default=None)
     train.set_defaults(verb=verbs.train)
 
+    plan = named.add_parser(
+        "plan", help="show what a run needs: memory, time, disk; reads no weights", parents=[common]
+    )
+    _add_positional_config(plan)
+    plan.add_argument(
+        "--device", nargs="+", default=[], metavar="NAME", help="A100, H100, 4090, ... (default: a few, and this CPU)"
+    )
+    plan.add_argument("--ranks", type=int, default=1, metavar="N", help="number of devices (default: 1)")
+    plan.add_argument(
+        "--utilisation", type=float, default=0.4, metavar="SHARE", help="share of the peak reached (default: 0.4)"
+    )
+    plan.add_argument("--memory", type=float, default=0.0, metavar="GIB", help="memory of a device of another size")
+    plan.add_argument("--json", action="store_true", help="print one JSON object")
+    plan.set_defaults(verb=verbs.plan)
+
     cache = named.add_parser("cache", help="write the features of all images once", parents=[common])
     _add_positional_config(cache)
     cache.add_argument(

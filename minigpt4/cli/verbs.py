@@ -6,11 +6,14 @@ Each imports what it needs when it runs, and the heavy libraries only after the 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minigpt4.cores import cpu_times, free_cores, usable_cores
 from minigpt4.errors import ConfigError, DataError, ImageError, MiniGPT4Error, WeightsError
 
 if TYPE_CHECKING:
@@ -21,6 +24,9 @@ MINI = "mini"
 """The model that travels with the package: what verbs use without `--cfg-path`."""
 
 
+_AT_START = cpu_times()
+
+
 def train(arguments: argparse.Namespace) -> None:
     """Verb `train`: build the runner that the config names, and run it."""
     from minigpt4.config import load_config
@@ -28,6 +34,21 @@ def train(arguments: argparse.Namespace) -> None:
 
     config = load_config(arguments.cfg_path, arguments.options)
     RUNNERS.get(config.run.runner).from_config(config).run()
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    """Verb `plan`: show what a run will need, before any weight is read."""
+    from minigpt4.config import load_config
+
+    config = load_config(arguments.cfg_path, arguments.options, paths_required=False)
+    if arguments.ranks < 1 or not 0 < arguments.utilisation <= 1 or arguments.memory < 0:
+        raise ConfigError("--ranks must be at least 1, --utilisation above 0 and at most 1, --memory above 0")
+    from minigpt4.planning.plan import make_plan
+    from minigpt4.planning.report import as_text
+
+    sizes = {"ranks": arguments.ranks, "utilisation": arguments.utilisation, "memory_gib": arguments.memory}
+    made = make_plan(config, arguments.device, **sizes)
+    print(json.dumps(made.to_dict()) if arguments.json else as_text(made))
 
 
 def cache(arguments: argparse.Namespace) -> None:
@@ -165,7 +186,20 @@ def _load(arguments: argparse.Namespace) -> LoadedModel:
     with loading(arguments.cfg_path):
         from minigpt4 import load_model
 
+        if arguments.device in ("auto", "cpu"):
+            _use_free_cores()
         return load_model(arguments.cfg_path, options=arguments.options, device=arguments.device)
+
+
+def _use_free_cores() -> None:
+    """Compute with as many threads as there are free cores, unless the user has said how many."""
+    if os.environ.get("OMP_NUM_THREADS"):
+        return
+    free = free_cores(_AT_START, cpu_times(), usable_cores())
+    if free is not None:
+        import torch
+
+        torch.set_num_threads(min(free, torch.get_num_threads()))
 
 
 def fetch_mini() -> None:

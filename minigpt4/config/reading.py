@@ -44,18 +44,19 @@ Schema = TypeVar("Schema")
 _PLACEHOLDER = re.compile(r"[./]*path/to\b")
 
 
-def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, options: Sequence[str] = (), *, paths_required: bool = True) -> Config:
     """Read, merge and validate a configuration.
 
     Args:
         path: a YAML file; a bare name such as `mini` or `mini_stage1` also finds the shipped files of that name in
             `configs/` and `eval_configs/`.
         options: overrides `section.key=value`, the value in YAML syntax; list items by number, `section.0.key=value`.
+        paths_required: whether a path that the file leaves open (`???`) is a problem; else it is empty.
 
     Raises:
         ConfigError: everything that is wrong, in one error.
     """
-    return read_config(Config, path, options)
+    return read_config(Config, path, options, paths_required=paths_required)
 
 
 def load_saved_config(path: str | Path, options: Sequence[str] = ()) -> Config:
@@ -107,10 +108,12 @@ def config_from_values(values: dict[str, Any], source: str) -> Config:
     return read_values(Config, values, source)
 
 
-def read_config(schema: type[Schema], path: str | Path, options: Sequence[str] = ()) -> Schema:
+def read_config(
+    schema: type[Schema], path: str | Path, options: Sequence[str] = (), *, paths_required: bool = True
+) -> Schema:
     """Read a YAML file as `schema`, a settings class whose fields are the sections; see `load_config`."""
     values, origin, problems = read_sources(find_config(path), options)
-    return _Reading(origin, problems).read(schema, values)
+    return _Reading(origin, problems, paths_required=paths_required).read(schema, values)
 
 
 def read_values(schema: type[Schema], values: dict[str, Any], source: str) -> Schema:
@@ -127,8 +130,9 @@ class _Reading:
         reported: keys with a problem, so that no second one is reported for them.
     """
 
-    def __init__(self, origin: Origin, problems: list[str]) -> None:
+    def __init__(self, origin: Origin, problems: list[str], *, paths_required: bool = True) -> None:
         self.origin = origin
+        self.paths_required = paths_required
         self.problems = problems
         self.reported: set[str] = set()
 
@@ -185,6 +189,8 @@ class _Reading:
             # null removes an inherited data set
             given = {name: item for name, item in value.items() if item is not None or marker(inner[1], OneOf) is None}
             return {name: self._complete(inner[1], item, f"{key}.{name}") for name, item in given.items()}
+        if value == REQUIRED and not self.paths_required and marker(hint, FilePath) is not None:
+            return [] if typing.get_origin(base) is list else ""
         self._check_leaf(hint, base, value, key)
         return value
 
@@ -225,7 +231,7 @@ class _Reading:
             elif marker(hint, OneOf) is not None or dataclasses.is_dataclass(split_hint(hint)[0]):
                 complete[name] = self._complete(hint, {}, here)
             else:
-                self._check_leaf(hint, None, REQUIRED, here)
+                complete[name] = self._complete(hint, REQUIRED, here)
         return complete
 
     def _complete_component(self, choice: OneOf, value: Any, key: str) -> Any:

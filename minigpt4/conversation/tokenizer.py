@@ -15,10 +15,9 @@ from typing import Any, Literal
 
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
+from minigpt4.conversation.tokenizer_files import FILES, has_tokenizer
 from minigpt4.errors import WeightsError
 
-FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
-"""The names of tokenizer files in a model folder."""
 PLAIN_SENTENCE = "The cat sat on a mat, and it looked at me."
 LLAMA_SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 TextPiece = tuple[str, bool]
@@ -200,8 +199,3 @@ def _lost_specials(folder: Path) -> dict[str, str]:
     if not (folder / "tokenizer.model").is_file() or not isinstance(settings, dict):
         return {}
     return {name: token for name, token in LLAMA_SPECIALS.items() if settings.get(name) == ""}
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a model folder has tokenizer files."""
-    return any(file.is_file() for pattern in FILES for file in folder.glob(pattern))

@@ -30,13 +30,11 @@ from minigpt4.config.parts import LanguageModelConfig, LoraConfig
 from minigpt4.devices import dtype_named
 from minigpt4.errors import ConfigError, MissingDependencyError, WeightsError
 from minigpt4.models.blip2_weights import folder_config
+from minigpt4.models.language_model_files import weight_files
 from minigpt4.models.splice import structured_mask
-from minigpt4.weights import read_index, read_pickle, read_tensors
 
 _FULL, _WINDOWED = "full_attention", "sliding_attention"
 """transformers' names of the two kinds of attention layer."""
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""The files that transformers looks for, in its order; an index and shards may take the place of each."""
 
 
 class LanguageModel(nn.Module):
@@ -65,6 +63,34 @@ class LanguageModel(nn.Module):
         if config.lora.rank:
             loaded.add_lora(config.lora)
         return loaded
+
+    @classmethod
+    def without_weights(cls, config: LanguageModelConfig) -> LanguageModel:
+        """Build the model that `config.json` describes, with tensors as new ones are; inside `torch.device("meta")`,
+        with none. No weight file is opened.
+
+        Raises:
+            WeightsError: there is no description of a causal language model.
+            MissingDependencyError: LoRA is configured and peft is not installed.
+        """
+        path = resolve(config.path)
+        folder, options = path, {}
+        if path.suffix == ".gguf":
+            folder, options = path.parent, {"gguf_file": path.name}
+        elif reason := needs_own_code(path):
+            raise WeightsError(reason)
+        elif not (path / "config.json").is_file():
+            raise WeightsError(f"{path}: no config.json found, which describes the language model")
+        kernel = {} if config.attn_implementation == "auto" else {"attn_implementation": config.attn_implementation}
+        try:
+            declared = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+            model = AutoModelForCausalLM.from_config(declared, dtype=dtype_named(config.dtype), **kernel)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise WeightsError(f"{path}: its config does not describe a causal language model: {error}") from error
+        built = cls(model.eval(), source=config.path)
+        if config.lora.rank:
+            built.add_lora(config.lora)
+        return built
 
     def add_lora(self, config: LoraConfig) -> None:
         """Add low-rank adapters to the named linear layers; at first they change nothing."""
@@ -293,33 +319,3 @@ def declared_width(path: Path) -> int:
     except (OSError, ValueError, KeyError, TypeError):
         return 0  # loading the model reports what is wrong
     return getattr(config, "word_embed_proj_dim", 0) or getattr(config, "hidden_size", 0)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the weight files that transformers loads from a folder, each opened as far as its header.
-
-    Raises:
-        WeightsError: there are none, a shard is missing or damaged, or a pickle contains foreign code.
-    """
-    files = next((found for name in _WEIGHT_FILES if (found := _files_of(folder, name))), [])
-    if not files:
-        raise WeightsError(f"{folder}: has a config.json, but no .safetensors or .bin file of weights")
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise WeightsError(
-            f"{folder}: {len(missing)} of {len(files)} shards are missing, the first: {missing[0]}; copy them here"
-        )
-    for file in files:
-        if file.suffix == ".safetensors":
-            read_tensors(file, lambda name: False)
-        else:
-            read_pickle(file)
-    return files
-
-
-def _files_of(folder: Path, name: str) -> list[Path]:
-    """Return the file of this name, or the shards of its index."""
-    index = folder / f"{name}.index.json"
-    if (folder / name).is_file():
-        return [folder / name]
-    return [folder / shard for shard in sorted(set(read_index(index).values()))] if index.is_file() else []

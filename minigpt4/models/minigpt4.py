@@ -57,18 +57,22 @@ class MiniGPT4(nn.Module):
         self.train(self.training)
 
     @classmethod
-    def from_config(cls, config: ModelConfig, image_side: ImageSide | None = None) -> MiniGPT4:
+    def from_config(
+        cls, config: ModelConfig, image_side: ImageSide | None = None, language_model: LanguageModel | None = None
+    ) -> MiniGPT4:
         """Build every part from its section, the language model last: it is the largest.
 
         Args:
             config: the model section.
             image_side: image encoder and resampler, where they are built already.
+            language_model: the same.
         """
         seed = torch.initial_seed()
         if image_side is None:
             image_side = ImageSide.from_config(config)
         torch.manual_seed(seed)  # adapters and llama_proj start the same, whatever the parts before them have drawn
-        language_model: LanguageModel = config.language_model.build()
+        if language_model is None:
+            language_model = config.language_model.build()
         torch.manual_seed(seed)
         sizes = {"feature_dim": image_side.resampler.feature_dim, "hidden_size": language_model.hidden_size}
         projector = config.projector.build(**sizes)

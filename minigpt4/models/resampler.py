@@ -6,6 +6,7 @@ Input: `patch_features` (I, P, Dv). Output: `query_features` (I, Q, Dq).
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
@@ -241,7 +242,9 @@ class Prefix(Resampler):
 
     def forward(self, patch_features: Tensor) -> Tensor:
         """Return `query_features` (I, Q, Q * (components + 1)), float32; token n is zero outside its own columns."""
-        with torch.autocast(patch_features.device.type, enabled=False):  # whitening enlarges rounding errors
+        is_meta = patch_features.is_meta  # has no autocast
+        # Whitening enlarges rounding errors.
+        with nullcontext() if is_meta else torch.autocast(patch_features.device.type, enabled=False):
             found = (self._salient(patch_features) - self.mean) @ self.directions
         # As long as the features; otherwise a token's bias would be trained more slowly than they are.
         constant = found.new_full((len(found), 1), math.sqrt(self.components))

@@ -12,12 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.data.config import resolve_model_data_config
-from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from minigpt4.assets import resolve
@@ -27,8 +23,15 @@ from minigpt4.devices import dtype_named
 from minigpt4.errors import ConfigError, UnknownNameError, WeightsError
 from minigpt4.models.blip2_weights import read_part, read_vit
 from minigpt4.models.encoder_files import read_encoder, read_tables
+from minigpt4.models.imports import absent
 from minigpt4.processors.image import ImageSpec
 from minigpt4.weights import RANDOM, in_order, load_strict
+
+with absent("wandb"):  # timm's training scripts report to it; importing it takes half a second
+    import timm
+    from timm.data.config import resolve_model_data_config
+    from timm.layers.pos_embed import resample_abs_pos_embed
+    from timm.models.eva import Eva
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -6,7 +6,7 @@ Input: a `Config` and the accelerator. Output: a `Run`, ready for its first step
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from minigpt4.errors import ConfigError, TrainingError
 from minigpt4.feature_cache.reader import FeatureCache
 from minigpt4.models.freezing import count_parameters, precisions
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.recompute import recompute_activations
 from minigpt4.runners.batches import StepBatches, build_sources, training_batches, validation_batches
 from minigpt4.runners.calibration import calibrate, start_projector
 from minigpt4.runners.distributed import shard_language_model, wrap
@@ -247,21 +248,6 @@ def set_training_mode(model: MiniGPT4, run: RunConfig) -> None:
     model.train()
     if run.gradient_checkpointing:
         recompute_activations(model.language_model.model)
-
-
-def recompute_activations(model: nn.Module) -> None:
-    """Make a transformers model recompute the activations of its layers in the backward pass.
-
-    A layer does so only while its own `training` flag is set, and a frozen model is in eval mode: so the flag is set on
-    the layers that have the feature, and on nothing inside them, where it would turn dropout on. `train` and `eval`
-    undo it.
-    """
-    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # new and old name in transformers
-    enable: Callable[[], None] = next(getattr(model, name) for name in names if hasattr(model, name))
-    enable()
-    for layer in model.modules():
-        if getattr(layer, "gradient_checkpointing", False):
-            layer.training = True
 
 
 def _store(run: RunConfig) -> CheckpointStore:

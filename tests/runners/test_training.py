@@ -14,8 +14,9 @@ import torch
 from minigpt4.checkpoints.manifest import Manifest
 from minigpt4.config import load_config
 from minigpt4.errors import ConfigError, TrainingError
+from minigpt4.models.recompute import recompute_activations
 from minigpt4.runners.distributed import build_accelerator
-from minigpt4.runners.run import build_run, parameter_groups, recompute_activations
+from minigpt4.runners.run import build_run, parameter_groups
 from minigpt4.runners.train import train as train_run
 from tests.conftest import read_metrics
 from tests.runners.parts import assert_same_training, losses, series, train, weights, write
