@@ -17,7 +17,7 @@ exit status:
   130  interrupted with Ctrl-C
 """
 
-_FORMATS = ("published", "huggingface", "llava", "idefics3", "prompt-embeds")
+_FORMATS = ("published", "huggingface", "llava", "idefics3", "mmproj", "prompt-embeds")
 """The names in `minigpt4.exports.fitting.MISFIT`, which takes seconds to import."""
 
 
@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("exact", "gelu"),
         help="llava: how a linear projector is written; gelu for servers without the activation linear",
     )
+    export.add_argument("--numbers", choices=("f32", "f16", "q8_0"), help="mmproj: how matrices are stored (f16)")
     _add_images(export, "prompt-embeds: ")
     export.add_argument("--question", default="", metavar="TEXT", help="prompt-embeds: the question")
     _add_device(export, default="cpu")

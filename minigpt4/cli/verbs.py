@@ -68,7 +68,7 @@ def export(arguments: argparse.Namespace) -> None:
     from minigpt4.exports.formats import write
 
     asked = {"images": arguments.image, "question": arguments.question, "layout": arguments.projector}
-    write(loaded, arguments.to, Path(arguments.out), **asked)
+    write(loaded, arguments.to, Path(arguments.out), numbers=arguments.numbers, **asked)
     print(arguments.out)
 
 

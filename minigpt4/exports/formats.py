@@ -11,6 +11,7 @@ from minigpt4.exports.fitting import MISFIT, check_fits
 from minigpt4.exports.huggingface.folder import export_huggingface
 from minigpt4.exports.huggingface.pair import export_pair
 from minigpt4.exports.linear_projector import Layout
+from minigpt4.exports.mmproj import Numbers, export_mmproj
 from minigpt4.exports.prompt_embeds import export_prompt_embeds
 from minigpt4.exports.published import export_published
 
@@ -23,6 +24,7 @@ def write(
     images: Sequence[str | Path] = (),
     question: str = "",
     layout: Layout | None = None,
+    numbers: Numbers | None = None,
 ) -> None:
     """Write `loaded` in the format `to`.
 
@@ -33,6 +35,7 @@ def write(
         images: for prompt-embeds, the images that the question is about.
         question: for prompt-embeds.
         layout: for llava, how its two layers hold a linear projector; None is `exact`.
+        numbers: for mmproj, how matrices are stored; None is `f16`.
 
     Raises:
         ExportError: unknown format, or the model does not fit it.
@@ -43,6 +46,8 @@ def write(
         raise ExportError(f"--image and --question are options of --to prompt-embeds, not of {to}")
     if to != "llava" and layout is not None:
         raise ExportError(f"--projector is an option of --to llava, not of {to}")
+    if to != "mmproj" and numbers is not None:
+        raise ExportError(f"--numbers is an option of --to mmproj, not of {to}")
     if to == "published":
         check_fits(loaded, to)
         export_published(loaded.model, loaded.conversation.training_template, out)
@@ -52,5 +57,7 @@ def write(
         export_pair(loaded, "llava", out, layout or "exact")
     elif to == "idefics3":
         export_pair(loaded, "idefics3", out)
+    elif to == "mmproj":
+        export_mmproj(loaded, out, numbers or "f16")
     else:
         export_prompt_embeds(loaded, out, images, question)

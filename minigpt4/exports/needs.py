@@ -20,6 +20,9 @@ CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "olmo2", "gemma3_text")
 """Language models whose inner model and head are all there is, as LLaVA and Idefics3 of transformers wire them."""
 
+LLAMA_CPP_ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+"""What llama.cpp computes as one of its two: `quick_gelu`, and the tanh form of `gelu`, exact to about 5e-4."""
+
 
 @dataclass(frozen=True)
 class Need:
@@ -74,14 +77,31 @@ def idefics3_needs(loaded: LoadedModel) -> list[Need]:
 
 
 def mmproj_needs(loaded: LoadedModel) -> list[Need]:
-    """Return what llama.cpp's projector `mlp` needs; its language model is a file of its own."""
-    model = loaded.model
+    """Return what llama.cpp's projector `mlp` needs; its language model is a file of its own.
+
+    Its projector `idefics3` is not used: llama.cpp puts marks around the image that a language model without vision has
+    no tokens for, and shows every image as tiles as well, so that no prompt would be one of training.
+    """
+    model, tokenizer = loaded.model, loaded.conversation.tokenizer
     trained = sorted({name.split(".")[0] for name in model.trained_names()} & {"language_model"})
+    settings = model.vision_encoder.settings
+    own = getattr(getattr(model.vision_encoder, "tower", None), "config", None)
+    activation = getattr(own, "hidden_act", "gelu")
     return [
         *_tower_needs(loaded, (CLIP, SIGLIP), "llama.cpp's projector mlp"),
+        Need(
+            getattr(own, "model_type", "") != CLIP,
+            "llama.cpp puts the class token of a CLIP behind the patches and then leaves out the first patch (its "
+            "issue 25814; build b11739 does), so it would answer differently",
+            "model.vision_encoder.path: A_SIGLIP_FOLDER",
+        ),
+        Need(
+            activation in LLAMA_CPP_ACTIVATIONS,
+            f"llama.cpp's vision towers have {', '.join(LLAMA_CPP_ACTIVATIONS)}; this one has {activation}",
+        ),
         *_patches_needs(loaded, "llama.cpp's projector mlp"),
         Need(
-            model.vision_encoder.settings.get("class_token") != "keep" or model.vision_encoder.num_prefix_tokens == 0,
+            settings.get("class_token") != "keep" or model.vision_encoder.num_prefix_tokens == 0,
             "llama.cpp leaves out the class token",
             "model.vision_encoder.class_token: drop",
         ),
@@ -90,7 +110,12 @@ def mmproj_needs(loaded: LoadedModel) -> list[Need]:
             "an mmproj file goes with the unchanged language model, and this model's was trained",
             "model.trainable: [llama_proj]",
         ),
-        _stretch_need(loaded),
+        Need(
+            tokenizer.parts_are_texts,
+            "llama.cpp puts a blank behind every special token for this kind of tokenizer (SentencePiece), so it would "
+            "build other prompts",
+        ),
+        *_all_turns_needs(loaded),
     ]
 
 
@@ -109,6 +134,7 @@ def idefics3_keeps_positions(rows: int) -> bool:
 NEEDS: dict[str, Callable[[LoadedModel], list[Need]]] = {
     "llava": llava_needs,
     "idefics3": idefics3_needs,
+    "mmproj": mmproj_needs,
 }
 """By the name of the format."""
 
@@ -161,19 +187,24 @@ def _prompt_needs(loaded: LoadedModel) -> list[Need]:
     family = loaded.model.language_model.model.config.model_type
     return [
         Need(family in FAMILIES, f"this format supports {', '.join(FAMILIES)} language models; this one is {family}"),
-        Need(
-            not loaded.conversation.settings.isolate_turns,
-            "processors of transformers build prompts of all turns; this model was trained to see one",
-            "conversation.isolate_turns: false",
-        ),
-        _stretch_need(loaded),
+        *_all_turns_needs(loaded),
     ]
 
 
-def _stretch_need(loaded: LoadedModel) -> Need:
+def _all_turns_needs(loaded: LoadedModel) -> list[Need]:
+    """Return what the prompts and the images of other runtimes need."""
     processor: Any = loaded.image_processor
-    return Need(
-        type(processor) is ImageProcessor and processor.config.resize == "stretch" and not processor.config.max_side,
-        "this format's image processor stretches images to the tower's size, and does nothing else",
-        "processors.image: {resize: stretch, max_side: 0}",
-    )
+    return [
+        Need(
+            not loaded.conversation.settings.isolate_turns,
+            "other runtimes build prompts of all turns; this model was trained to see one",
+            "conversation.isolate_turns: false",
+        ),
+        Need(
+            type(processor) is ImageProcessor
+            and processor.config.resize == "stretch"
+            and not processor.config.max_side,
+            "this format's images are stretched to the tower's size, and nothing else",
+            "processors.image: {resize: stretch, max_side: 0}",
+        ),
+    ]

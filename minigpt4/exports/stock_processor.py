@@ -103,8 +103,9 @@ def idefics3_processor(loaded: LoadedModel, with_image: TokenizerWithImage) -> D
 PROCESSORS: dict[str, Callable[[LoadedModel, TokenizerWithImage], Any]] = {
     "llava": llava_processor,
     "idefics3": idefics3_processor,
+    "mmproj": llava_processor,
 }
-"""By the name of the format."""
+"""By the name of the format. llama.cpp splits a prompt at its images and special tokens, as this processor does."""
 
 
 def num_class_tokens(loaded: LoadedModel) -> int:

@@ -40,7 +40,9 @@ def pair(
     folder: Path, changes: dict[str, Any], tower: str = "siglip", llm: str = "qwen3", **sections: Any
 ) -> LoadedModel:
     encoder = {"type": "transformers", "path": str(folder / tower), **changes.get("vision_encoder", {})}
-    language_model = {"path": str(folder / llm), "dtype": "float32"}
+    language_model: dict[str, Any] = {"path": str(folder / llm), "dtype": "float32"}
+    if "lora" in changes.get("trainable", []):
+        language_model["lora"] = {"rank": 2}
     model = {**changes, "vision_encoder": encoder, "language_model": language_model}
     return assemble(config_from_values({"conversation": {"template": "chatml"}, **sections, "model": model}, "test"))
 
@@ -51,10 +53,26 @@ def refusal(loaded: LoadedModel, to: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "more", "reason"),
+    [
+        (LLAVA, {"tower": "whole clip"}, "llama.cpp puts the class token of a CLIP behind the patches"),
+        (IDEFICS3, {}, "llama.cpp's projector mlp does not apply the tower's final norm"),
+        (LLAVA, {"llm": "llama"}, "llama.cpp puts a blank behind every special token for this kind of tokenizer"),
+        ({**LLAVA, "trainable": ["language_model"]}, {}, "goes with the unchanged language model"),
+        ({**LLAVA, "trainable": ["llama_proj", "lora"]}, {}, "goes with the unchanged language model"),
+    ],
+    ids=["clip", "idefics3", "sentencepiece", "language model", "lora"],
+)
+def test_what_llama_cpp_would_answer_differently_is_refused(folder, changes, more, reason):
+    assert reason in refusal(pair(folder, changes, **more), "mmproj")
+
+
 def test_what_fits_is_accepted(folder):
     assert MISFIT["llava"](pair(folder, LLAVA)) == ""
     assert MISFIT["llava"](pair(folder, LLAVA, "whole clip")) == ""
     assert MISFIT["idefics3"](pair(folder, IDEFICS3)) == ""
+    assert MISFIT["mmproj"](pair(folder, LLAVA)) == ""
 
 
 def test_a_pair_that_fits_another_format_is_told_which(folder):
@@ -119,7 +137,9 @@ def test_the_fewest_changes_are_named(folder):
 def test_language_models_that_these_formats_do_not_wire_are_refused_without_a_change(folder):
     found = refusal(pair(folder, LLAVA, llm="opt"), "llava")
     assert "this format supports llama, mistral, qwen2" in found
-    assert "this one is opt: use --to prompt-embeds" in found
+    assert (
+        "this one is opt: use --to prompt-embeds or mmproj, or keep" in found
+    )  # llama.cpp has it as a file of its own
 
 
 def test_prompts_that_the_processor_would_build_differently_are_refused(folder):

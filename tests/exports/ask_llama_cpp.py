@@ -1,0 +1,47 @@
+"""What llama.cpp computes and answers with an exported file; run in a process of its own, which it may abort."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from llama_cpp_py_sync import Llama, MultimodalContext
+
+
+def run(case: dict[str, Any]) -> dict[str, Any]:
+    whole: dict[str, Any] = {"type_k": "f32", "type_v": "f32", "flash_attn_type": 0}
+    llama = Llama(case["llm"], n_ctx=512, n_threads=1, **whole)
+    context = MultimodalContext(llama, case["mmproj"], use_gpu=False, n_threads=1, flash_attn_type=0, warmup=False)
+    images = [("image/png", Path(path).read_bytes()) for path in case["images"]]
+    ids: list[int] = []
+    embeds = []
+    with context.tokenize_prompt(case["prompt"].replace("<image>", context.marker), images) as prompt:
+        for chunk in prompt:
+            if chunk.type == "image":
+                embeds.append(torch.tensor(chunk.embeddings))
+                ids += [-1] * chunk.n_tokens
+            else:
+                ids += chunk.text_tokens
+        place = context.evaluate_prompt(prompt)
+    greedy = []
+    for _ in range(case["tokens"]):
+        logits = np.frombuffer(
+            llama._ffi.buffer(llama._lib.llama_get_logits_ith(llama._ctx, -1), 4 * llama.n_vocab), "f4"
+        )
+        greedy.append(int(logits.argmax()))
+        place = llama._eval_tokens([greedy[-1]], place)
+    context.close()
+    llama.close()
+    return {"ids": ids, "embeds": torch.stack(embeds), "greedy": greedy}
+
+
+def main(cases_file: str, results_file: str) -> None:
+    cases = torch.load(cases_file)
+    torch.save({name: run(case) for name, case in cases.items()}, results_file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
