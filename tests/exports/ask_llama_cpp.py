@@ -38,9 +38,38 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     return {"ids": ids, "embeds": torch.stack(embeds), "greedy": greedy}
 
 
+def raw(case: dict[str, Any]) -> dict[str, Any]:
+    """The chunks of a prompt of one image as llama.cpp makes them: the wheel's own reader refuses all but one."""
+    llama = Llama(case["llm"], n_ctx=512, n_threads=1)
+    context = MultimodalContext(llama, case["mmproj"], use_gpu=False, n_threads=1, flash_attn_type=0, warmup=False)
+    ffi, lib = context._ffi, context._lib
+    chunks, bitmap = lib.mtmd_input_chunks_init(), context.load_image_file(case["images"][0])
+    text = case["prompt"].replace("<image>", context.marker).encode()
+    given = ffi.new("mtmd_input_text *")
+    given.text = buffer = ffi.new("char[]", text)  # kept until it was read
+    given.text_len, given.add_special, given.parse_special = len(text), False, True
+    assert lib.mtmd_tokenize(context._ctx, chunks, given, ffi.new("const mtmd_bitmap *[]", [bitmap]), 1) == 0
+    del buffer
+    ids: list[int] = []
+    embeds = []
+    for n in range(lib.mtmd_input_chunks_size(chunks)):
+        chunk = lib.mtmd_input_chunks_get(chunks, n)
+        size = ffi.new("size_t *")
+        tokens = lib.mtmd_input_chunk_get_tokens_text(chunk, size)
+        if tokens != ffi.NULL:
+            ids += [int(tokens[k]) for k in range(size[0])]
+            continue
+        assert lib.mtmd_encode_chunk(context._ctx, chunk) == 0
+        values = lib.mtmd_get_output_embd(context._ctx)
+        shape = (int(lib.mtmd_input_chunk_get_n_tokens(chunk)), llama.n_embd)
+        array = np.frombuffer(ffi.buffer(values, 4 * shape[0] * shape[1]), "f4").reshape(shape)
+        embeds.append(torch.tensor(array.copy()))
+    return {"ids": ids, "embeds": torch.stack(embeds)}
+
+
 def main(cases_file: str, results_file: str) -> None:
     cases = torch.load(cases_file)
-    torch.save({name: run(case) for name, case in cases.items()}, results_file)
+    torch.save({name: (raw if case.get("raw") else run)(case) for name, case in cases.items()}, results_file)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,11 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from PIL import Image
 
 from minigpt4.exports.formats import write
+from tests.exports.gguf_llm import write_gguf
+from tests.exports.test_mmproj import SCRIPT, in_another_process
 from tests.exports.test_pairs import IDEFICS3, LLAVA, build
 
 pytestmark = pytest.mark.long
@@ -49,6 +52,32 @@ def test_the_converter_accepts_an_idefics3_folder_and_keeps_the_tensors(tmp_path
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor.detach()), name
     assert len(found) == len(tower) + len(model.vision_encoder.norm.state_dict()) + 1
+
+
+@torch.no_grad()
+def test_llama_cpp_computes_the_converted_file_right_but_builds_other_prompts(tmp_path, llama_cpp):
+    """The reason why `mmproj` refuses `pixel_shuffle`: an image becomes two, around tokens that do not exist."""
+    loaded = build(IDEFICS3, tmp_path / "parts")
+    write(loaded, "idefics3", tmp_path / "folder")
+    assert convert(tmp_path / "folder", tmp_path / "mmproj.gguf").returncode == 0
+    image = tmp_path / "image.png"
+    Image.fromarray(torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8).numpy()).save(image)
+    case = {
+        "raw": True,
+        "llm": str(write_gguf(tmp_path / "parts" / "llm", tmp_path / "llm.gguf")),
+        "mmproj": str(tmp_path / "mmproj.gguf"),
+        "prompt": "a<image>b",
+        "images": [str(image)],
+    }
+    torch.save({"idefics3": case}, tmp_path / "cases.pt")
+    done = in_another_process(str(SCRIPT), str(tmp_path / "cases.pt"), str(tmp_path / "results.pt"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = torch.load(tmp_path / "results.pt")["idefics3"]
+    expected = loaded.model.encode_images(loaded.image_processor(str(image))[None])[0]
+    assert len(found["embeds"]) == 2
+    for embeds in found["embeds"]:
+        assert (embeds - expected).norm() < 2e-3 * expected.norm()
+    assert -1 in found["ids"]
 
 
 def test_the_converter_has_no_llava_but_pixtral(tmp_path):

@@ -96,15 +96,6 @@ def expected(loaded: LoadedModel, turns: Any, images: list[str]) -> dict[str, An
 
 
 @pytest.fixture(scope="module")
-def llama_cpp() -> None:
-    """Skip where the wheel of llama.cpp is missing, or was built for a later C library than this machine's."""
-    pytest.importorskip("llama_cpp_py_sync")
-    done = in_another_process("-c", "from llama_cpp_py_sync._cffi_bindings import get_mtmd_lib; get_mtmd_lib()")
-    if done.returncode:
-        pytest.skip(f"llama.cpp cannot be loaded here: {done.stderr.strip().splitlines()[-1][-200:]}")
-
-
-@pytest.fixture(scope="module")
 def compared(llama_cpp, tmp_path_factory):
     """Export a file per case, ask llama.cpp about all of them in one process, and return both sides."""
     folder = tmp_path_factory.mktemp("mmproj")

@@ -182,7 +182,7 @@ def check_same(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     assert theirs["logits"].dtype == dtype
     assert ours["logits"].std() > 0.1
     found = theirs["logits"][:, : ours["logits"].shape[-1]]
-    tolerance = {"atol": TOLERANCE[dtype], "rtol": TOLERANCE[dtype]}
+    tolerance: dict[str, Any] = {"atol": TOLERANCE[dtype], "rtol": TOLERANCE[dtype]}
     torch.testing.assert_close(found, ours["logits"], **tolerance, msg=lambda found: f"{name}: {found}")
     assert theirs["greedy"] == ours["greedy"], name
     tokenizer = ours["loaded"].conversation.tokenizer
