@@ -1,4 +1,4 @@
-"""Vision tower and projector as one GGUF file, for llama.cpp beside the GGUF of the unchanged language model.
+"""Vision tower and projector as one GGUF file, for llama.cpp and the GGUF of the unchanged language model.
 
 Input: a loaded model with a CLIP or SigLIP tower. Output: a folder with `mmproj.gguf`, the chat template of training
 and a README with the command for `llama-server`. The projector type is `mlp`, llama.cpp's graph of LLaVA: two layers

@@ -1,4 +1,4 @@
-"""The README beside an exported `mmproj.gguf`: the command for llama.cpp, and where its answers may differ."""
+"""The README next to an exported `mmproj.gguf`: the command for llama.cpp, and where its answers may differ."""
 
 from __future__ import annotations
 

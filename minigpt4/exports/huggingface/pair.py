@@ -114,7 +114,8 @@ def _check_tensors(to: Format, config: Any, tensors: dict[str, Tensor]) -> None:
     """Raise ExportError unless these are exactly the tensors of the model that transformers builds."""
     model = _empty(to, config)
     try:
-        model.load_state_dict(tensors, strict=True, assign=True)
+        # Detached: `assign` sets `requires_grad` of the parameters that it is given.
+        model.load_state_dict({name: t.detach() for name, t in tensors.items()}, strict=True, assign=True)
     except RuntimeError as error:
         raise ExportError(
             f"the tensors do not fit {type(model).__name__} of this version of transformers: {error}"
