@@ -46,7 +46,7 @@ def mmproj_card(loaded: LoadedModel, name: str, numbers: str) -> str:
     return _CARD.format(
         name=name,
         version=f"minigpt4 {__version__}",
-        language_model=Path(loaded.model.language_model.source).stem,
+        language_model=Path(loaded.model.language_model.source).name.removesuffix(".gguf"),
         stop="" if special or not template.end.strip() else f" --reverse-prompt '{template.end.strip()}'",
         template=loaded.conversation.chat_template.name,
         projector="One linear layer, written as two layers with GELU: the first makes x and -x of every feature, and "

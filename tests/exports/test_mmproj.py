@@ -28,6 +28,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("ask_llama_cpp.py")
 TOKENS = 32
+LLM = "tiny-0.6B"
 ONE: tuple[tuple[str, str | None], ...] = (("What is this?", None),)
 TWO: tuple[tuple[str, str | None], ...] = (("Are <ImageHere> and <ImageHere> one?", "No."), ("Why not?", None))
 CASES: dict[str, dict[str, Any]] = {
@@ -54,7 +55,7 @@ def build(case: dict[str, Any], folder: Path) -> LoadedModel:
         },
         "resampler": {"type": "patches"},
         "projector": case.get("projector", {"type": "linear"}),
-        "language_model": {"path": str(folder.parent / "llm"), "dtype": "float32"},
+        "language_model": {"path": str(folder.parent / LLM), "dtype": "float32"},
     }
     loaded = assemble(config_from_values({"model": model, "conversation": {"template": "chatml"}}, "test"))
     with torch.no_grad():
@@ -99,8 +100,8 @@ def expected(loaded: LoadedModel, turns: Any, images: list[str]) -> dict[str, An
 def compared(llama_cpp, tmp_path_factory):
     """Export a file per case, ask llama.cpp about all of them in one process, and return both sides."""
     folder = tmp_path_factory.mktemp("mmproj")
-    sharp_llm(folder / "llm")
-    llm = write_gguf(folder / "llm", folder / "llm.gguf")
+    sharp_llm(folder / LLM)
+    llm = write_gguf(folder / LLM, folder / "llm.gguf")
     for n in range(2):  # of the towers' size, so that llama.cpp does not resize them
         noise = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
         Image.fromarray(noise.numpy()).save(folder / f"{n}.png")
@@ -165,12 +166,12 @@ def test_the_folder_says_how_to_use_it(compared):
     folder = compared[2] / "linear, two images"
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "chat_template.jinja", "mmproj.gguf"]
     card = (folder / "README.md").read_text()
-    assert "llama-server -m llm.gguf --mmproj linear, two images/mmproj.gguf" in card
+    assert "llama-server -m tiny-0.6B.gguf --mmproj linear, two images/mmproj.gguf" in card
     assert str(compared[2]) not in card
     messages: Any = [
         {"role": "user", "content": [{"type": "media_marker", "text": "<M>"}, {"type": "text", "text": "Why?"}]}
     ]
-    rendered = AutoTokenizer.from_pretrained(compared[2] / "llm").apply_chat_template(
+    rendered = AutoTokenizer.from_pretrained(compared[2] / LLM).apply_chat_template(
         messages,
         chat_template=(folder / "chat_template.jinja").read_text(),
         tokenize=False,

@@ -24,7 +24,6 @@ Training steps: {step}. Conversation format: `{template}`.
 ## Usage
 
 ```python
-import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
