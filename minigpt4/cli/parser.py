@@ -17,6 +17,9 @@ exit status:
   130  interrupted with Ctrl-C
 """
 
+_FORMATS = ("published", "huggingface", "llava", "idefics3", "mmproj", "prompt-embeds")
+"""The names in `minigpt4.exports.fitting.MISFIT`, which takes seconds to import."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line; it sets `verb` to the function to call."""
@@ -81,8 +84,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     export = named.add_parser("export", help="write a model in the format of another tool", parents=[common])
     export.add_argument("cfg_path", metavar="CHECKPOINT_OR_NAME", help="a checkpoint folder, a YAML file or its name")
-    export.add_argument("--to", required=True, choices=("published", "huggingface", "prompt-embeds"), help="the format")
+    export.add_argument("--to", required=True, choices=_FORMATS, help="the format")
     export.add_argument("--out", required=True, metavar="PATH", help="a new folder; for published a new .pth file")
+    export.add_argument(
+        "--projector",
+        choices=("exact", "gelu"),
+        help="llava: how a linear projector is written; gelu for servers without the activation linear",
+    )
+    export.add_argument("--numbers", choices=("f32", "f16", "q8_0"), help="mmproj: how matrices are stored (f16)")
     _add_images(export, "prompt-embeds: ")
     export.add_argument("--question", default="", metavar="TEXT", help="prompt-embeds: the question")
     _add_device(export, default="cpu")

@@ -103,7 +103,8 @@ def export(arguments: argparse.Namespace) -> None:
     loaded = _load(arguments)
     from minigpt4.exports.formats import write
 
-    write(loaded, arguments.to, Path(arguments.out), images=arguments.image, question=arguments.question)
+    asked = {"images": arguments.image, "question": arguments.question, "layout": arguments.projector}
+    write(loaded, arguments.to, Path(arguments.out), numbers=arguments.numbers, **asked)
     print(arguments.out)
 
 

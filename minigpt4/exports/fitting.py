@@ -1,6 +1,7 @@
 """Which formats accept a model: each has a function that says why it does not.
 
-Input: a loaded model. Output: a reason, or an error that names only formats that accept the model.
+Input: a loaded model. Output: a reason, or an error that names only formats that accept the model, and what to change
+for one that would.
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ from torch import nn
 
 from minigpt4.checkpoints.assemble import LoadedModel
 from minigpt4.errors import ExportError
+from minigpt4.exports.needs import NEEDS, Need
+from minigpt4.exports.stock_processor import PROCESSORS, prompts_differ
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.resampler import Merge, QFormer
 from minigpt4.models.vision import EvaViTG
 from minigpt4.processors.image import ImageProcessor
+
+_UNIVERSAL = "prompt-embeds"
+"""The format that accepts every model; it is made anew for each prompt."""
 
 
 def has_linear_with_bias(model: MiniGPT4) -> bool:
@@ -69,17 +75,48 @@ def huggingface_misfit(loaded: LoadedModel) -> str:
     return ""
 
 
+def unmet(loaded: LoadedModel, to: str) -> list[Need]:
+    """Return what a model lacks for a format of `NEEDS`; if nothing else, whether its prompts can be built."""
+    found = [need for need in NEEDS[to](loaded) if not need.is_met]
+    if not found and to in PROCESSORS and (difference := prompts_differ(loaded, to)):
+        return [Need(False, f"the processor of this format builds other prompts: {difference}")]
+    return found
+
+
+def _first_unmet(to: str) -> Callable[[LoadedModel], str]:
+    return lambda loaded: next((need.reason for need in unmet(loaded, to)), "")
+
+
 MISFIT: dict[str, Callable[[LoadedModel], str]] = {
     "published": lambda loaded: published_misfit(loaded.model),
     "huggingface": huggingface_misfit,
-    "prompt-embeds": lambda loaded: "",
+    **{to: _first_unmet(to) for to in NEEDS},
+    _UNIVERSAL: lambda loaded: "",
 }
 """By the name of the format: why it does not accept a model; empty if it does."""
 
 
 def check_fits(loaded: LoadedModel, to: str) -> None:
-    """Raise ExportError unless the format `to` accepts the model; the message names the formats that do."""
+    """Raise ExportError unless the format `to` accepts the model.
+
+    The message names the formats that do. If only `prompt-embeds` does, it also says how to train a pair that fits
+    another one.
+    """
     reason = MISFIT[to](loaded)
     if reason:
-        others = " or ".join(name for name in reversed(MISFIT) if not MISFIT[name](loaded))
-        raise ExportError(f"{reason}: use --to {others}, or keep the checkpoint")
+        fitting = [name for name in reversed(MISFIT) if not MISFIT[name](loaded)]
+        advice = _nearest_change(loaded, to) if fitting == [_UNIVERSAL] else ""
+        raise ExportError(f"{reason}{advice}: use --to {' or '.join(fitting)}, or keep the checkpoint")
+
+
+def _nearest_change(loaded: LoadedModel, to: str) -> str:
+    """Return the fewest changes of YAML after which a pair fits a format, `to` if possible; empty if none would do."""
+    candidates = []
+    for name in sorted(NEEDS, key=lambda name: name != to):
+        lacking = unmet(loaded, name)
+        if lacking and all(need.change for need in lacking):
+            candidates.append((len(lacking), name, [need.change for need in lacking]))
+    if not candidates:
+        return ""
+    _, name, changes = min(candidates, key=lambda candidate: candidate[0])
+    return f" (trained with {' and '.join(changes)}, it would fit --to {name})"

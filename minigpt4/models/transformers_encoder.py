@@ -7,13 +7,15 @@ Input: `pixel_values` (I, 3, H, W), normalised as the folder's own image process
 from __future__ import annotations
 
 import inspect
-import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import logging as library_logging
 
 from minigpt4.assets import resolve
 from minigpt4.config.parts import TransformersEncoderConfig
@@ -26,7 +28,6 @@ _NORMS = ("post_layernorm", "layernorm", "norm", "rms_norm")
 """What transformers calls the norm behind the last block."""
 _HEADS = ("head", "pooler")
 """What it calls the modules behind that norm, which make one vector of an image."""
-_log = logging.getLogger(__name__)
 
 
 class TransformersEncoder(VisionEncoder):
@@ -127,9 +128,10 @@ def load_tower(folder: Path) -> PreTrainedModel:
     try:
         config: Any = AutoConfig.from_pretrained(folder, **local)
         tower_config = getattr(config, "vision_config", None) or config
-        loaded: Any = AutoModel.from_pretrained(
-            folder, config=tower_config, output_loading_info=True, dtype=torch.float32, **local
-        )
+        with _errors_only():  # a text tower that is left out is not worth a warning for each of its tensors
+            loaded: Any = AutoModel.from_pretrained(
+                folder, config=tower_config, output_loading_info=True, dtype=torch.float32, **local
+            )
     except Exception as error:  # damaged files raise errors of many libraries
         raise WeightsError(f"{folder}: cannot be loaded as a vision tower: {error}") from error
     tower, info = loaded
@@ -141,6 +143,17 @@ def load_tower(folder: Path) -> PreTrainedModel:
             f"{', '.join(missing[:5])}. The weights do not belong to the model that config.json describes"
         )
     return tower
+
+
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """Silence the warnings of transformers for a while."""
+    verbosity = library_logging.get_verbosity()
+    library_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        library_logging.set_verbosity(verbosity)
 
 
 def blocks_of(tower: nn.Module) -> nn.ModuleList:

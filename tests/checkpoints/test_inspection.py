@@ -207,6 +207,6 @@ def test_a_vision_tower_is_explained_and_is_not_a_language_model(kind, family, t
     assert found.what == f"vision tower ({family})"
     assert found.options == ("model.vision_encoder.path",)
     assert "3 blocks 16 wide; images of 32 pixels, patches of 8" in found.facts[0]
-    tiny_chat_values["model"]["language_model"]["path"] = str(tmp_path / "tower")
+    model = {**tiny_chat_values["model"], "language_model": {"path": str(tmp_path / "tower")}}
     with pytest.raises(ConfigError, match=r"tower is vision tower \(.*; pass it as model.vision_encoder.path"):
-        check_kinds(config_from_values(tiny_chat_values, "test"))
+        check_kinds(config_from_values({**tiny_chat_values, "model": model}, "test"))

@@ -174,7 +174,6 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "clip, patches, mlp, llama": (tower("whole clip"), {"type": "patches"}, "llama"),
     "siglip, pixel shuffle, linear, qwen3": (tower("siglip", **IDEFICS3), {"type": "pixel_shuffle"}, "qwen3"),
     "dinov3 and its registers, patches, qwen2": (tower("dinov3", class_token="keep"), {"type": "patches"}, "qwen2"),
-    "dinov2, pixel shuffle, gemma3": (tower("dinov2", class_token="keep"), {"type": "pixel_shuffle"}, "gemma3"),
 }
 PROJECTORS: dict[str, dict[str, Any]] = {
     "clip, patches, mlp, llama": {"type": "mlp"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from minigpt4.cli import main
+from minigpt4.errors import ExportError
+from minigpt4.exports.linear_projector import LAYOUTS, as_two_layers
+from tests.conformance.tiny import write_llm
 from tests.exports.parts import with_qformer
 from tests.runners.parts import train
+from tests.towers import write_tower
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +80,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "another encoder": (
         {"vision_encoder": {"type": "timm", "name": "test_vit", "weights": "random", "dtype": "float32"}},
-        "this model has TimmEncoder and QFormer: use --to prompt-embeds, or keep the checkpoint",
+        r"this model has TimmEncoder and QFormer \(trained with .*, it would fit --to llava\): use --to prompt-embeds",
     ),
     "another resampler": ({"resampler": {"type": "pool", "grid": 2}}, "this model has EvaViTG and Pool"),
 }
@@ -89,3 +94,34 @@ def test_a_model_that_the_published_code_cannot_use_is_an_error(tiny_values, wri
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert not list(tmp_path.glob("*out.pth*"))
+
+
+def test_a_pair_is_exported_with_the_projector_that_was_asked_for(tiny_values, write_config, tmp_path, capsys):
+    write_llm("qwen3", tmp_path / "llm")
+    tiny_values["model"] |= {
+        "vision_encoder": {"type": "transformers", "path": str(write_tower("siglip", tmp_path / "tower"))},
+        "resampler": {"type": "patches"},
+        "language_model": {"path": str(tmp_path / "llm"), "dtype": "float32"},
+    }
+    tiny_values["conversation"] = {"template": "chatml"}
+    file = write_config(tiny_values)
+    for more, activation in (((), "linear"), (("--projector", "gelu"), "gelu")):
+        out = tmp_path / activation
+        assert export(file, "llava", out, *more) == 0
+        assert json.loads((out / "config.json").read_text())["projector_hidden_act"] == activation
+    assert export(file, "idefics3", tmp_path / "out", "--projector", "gelu") == 1
+    assert "--projector is an option of --to llava, not of idefics3" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_identity_needs_room_for_each_feature_twice():
+    wide, narrow = torch.nn.Linear(9, 16), torch.nn.Linear(8, 16)
+    with pytest.raises(ExportError, match=r"they are 9 and 16 wide: leave out --projector gelu"):
+        as_two_layers(wide, "gelu")
+    features = 4 * torch.randn(5, 8)
+    for layout in LAYOUTS:
+        activation, tensors = as_two_layers(narrow, layout)
+        between = {"linear": lambda x: x, "gelu": torch.nn.functional.gelu}[activation]
+        hidden = between(torch.nn.functional.linear(features, tensors["linear_1.weight"], tensors["linear_1.bias"]))
+        found = torch.nn.functional.linear(hidden, tensors["linear_2.weight"], tensors["linear_2.bias"])
+        torch.testing.assert_close(found, narrow(features), atol=5e-6, rtol=1e-5)

@@ -109,6 +109,20 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
         encoder(tmp_path / "tower")
 
 
+def test_code_in_a_folder_is_never_run(tmp_path):
+    write_tower("siglip", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    trap = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
+    (tmp_path / "trap.py").write_text(trap)
+    own = {"AutoConfig": "trap.Config", "AutoModel": "trap.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "my_tower", "auto_map": own}))
+    with pytest.raises(WeightsError, match=r"cannot be loaded as a vision tower"):
+        encoder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": own}))
+    assert encoder(tmp_path)(pixels()).shape == (2, 16, 16)  # a leftover, as many folders have it
+    assert not (tmp_path / "ran").exists()
+
+
 def test_towers_without_a_grid_of_patches_are_refused(tmp_path):
     processor = {"size": {"height": 32, "width": 32}, "image_mean": MEAN, "image_std": STD}
 

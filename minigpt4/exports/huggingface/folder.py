@@ -15,12 +15,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import (
-    AddedToken,
     Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2Processor,
     GenerationConfig,
-    PreTrainedTokenizerBase,
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
@@ -32,11 +30,9 @@ from minigpt4.errors import ExportError
 from minigpt4.exports.fitting import check_fits
 from minigpt4.exports.huggingface.card import model_card
 from minigpt4.exports.huggingface.weights import blip2_tensors, write_shards
-from minigpt4.exports.language_model import source_tokenizer
+from minigpt4.exports.stock_processor import tokenizer_with_image
 from minigpt4.exports.writing import write_complete
 from minigpt4.models.vision import EvaViTG
-
-IMAGE_TOKEN = "<image>"
 
 
 def export_huggingface(loaded: LoadedModel, out: Path, shard_bytes: int = 2 * 1024**3) -> None:
@@ -57,8 +53,8 @@ def export_huggingface(loaded: LoadedModel, out: Path, shard_bytes: int = 2 * 10
 
 
 def _write(loaded: LoadedModel, folder: Path, name: str, shard_bytes: int) -> None:
-    tokenizer = source_tokenizer(loaded)
-    image_token_id, added_rows = _add_image_token(tokenizer, loaded.model.language_model.vocab_size)
+    with_image = tokenizer_with_image(loaded)
+    tokenizer, image_token_id, added_rows = with_image.tokenizer, with_image.image_token_id, with_image.added_rows
     config = _config(loaded, image_token_id, len(added_rows))
     shapes = write_shards(blip2_tensors(loaded.model, added_rows), folder, shard_bytes)
     _check_shapes(shapes, config)
@@ -81,21 +77,6 @@ def _write(loaded: LoadedModel, folder: Path, name: str, shard_bytes: int) -> No
     (folder / "example.py").write_text(example, encoding="utf-8")
     card = model_card(loaded, name, image_token_id, norm_difference(loaded))
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _add_image_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[int, list[int]]:
-    """Add `<image>` to the tokenizer; return its id and the rows of the embedding to repeat so that it has one.
-
-    A new row of the head repeats that of the unknown token (or the last one), which models do not generate: a row of
-    zeros could have the largest logit if all others are negative. Two rows are new if the tokenizer has a padding token
-    without a row, as in old Vicuna folders.
-    """
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
-    token_id = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))  # type: ignore[arg-type]
-    unknown = tokenizer.unk_token_id
-    repeated = rows - 1 if unknown is None or unknown >= rows else int(unknown)
-    return token_id, [repeated] * (token_id + 1 - rows)
 
 
 def _config(loaded: LoadedModel, image_token_id: int, added_rows: int) -> Any:
