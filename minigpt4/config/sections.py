@@ -130,6 +130,10 @@ class RunConfig:
     """Gradients are clipped to this norm; 0 turns clipping off."""
     gradient_checkpointing: bool = False
     """Recompute the activations of the language model in the backward pass: less memory, a third more time."""
+    measure_attention: bool = True
+    """On a CPU, time sdpa and eager attention on the first batch and use the faster one for the image encoder and for a
+    language model with `attn_implementation: auto`; a resumed run keeps the choice. false: sdpa, and two runs of one
+    config are equal to the last bit."""
     shard_language_model: bool = False
     """Shard the frozen language model over the ranks (FSDP), for a model that fills a GPU: each rank holds a part of
     every layer and gathers the rest when it is needed, which takes time."""

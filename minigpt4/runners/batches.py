@@ -72,6 +72,12 @@ class StepBatches:
             raise ahead
         return ahead or []
 
+    def peek(self) -> Batch | None:
+        """Return the first batch of the next step, which stays the next one; None if it cannot be read."""
+        if self._ahead is None:
+            self.read_ahead()
+        return self._ahead[0] if isinstance(self._ahead, list) else None
+
     def read_ahead(self) -> None:
         """Read the batches of the next step. An error is raised by `next`: this step is logged and saved before."""
         started = time.monotonic()

@@ -88,6 +88,7 @@ class Snapshots:
                 "random_states": random_states,
                 "readers": self._readers(),
                 "sorted_sources": True,
+                "attention": state.attention,
             }
             path = self.store.save(
                 state.progress.step,
@@ -128,6 +129,7 @@ class Snapshots:
         rank, workers = self.accelerator.process_index, max(1, self.config.run.num_workers)
         state.progress = Progress.from_dict(values["progress"])
         state.interval = Interval(**values["window"])
+        state.attention = values.get("attention", {})
         state.positions = {reader: at for reader, at in values["positions"].items() if reader // workers == rank}
 
     def _check(self, folder: Path, values: dict[str, Any]) -> None:

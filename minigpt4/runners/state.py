@@ -202,6 +202,7 @@ class TrainingState:
         skipped: samples that this rank skipped since the ranks last added them up in `progress`.
         altered: samples that this rank used but cut or changed since then.
         stop: the signal that asks the run to stop.
+        attention: the attention kernel of each part for which the run chose one; saved.
     """
 
     speed: Speed
@@ -211,6 +212,7 @@ class TrainingState:
     skipped: Counter[str] = field(default_factory=Counter)
     altered: Counter[str] = field(default_factory=Counter)
     stop: StopRequest = field(default_factory=StopRequest)
+    attention: dict[str, str] = field(default_factory=dict)
 
     def count(self, batches: Sequence[Batch], samples: int) -> None:
         """Count the batches of a step; `samples` is their number over all ranks."""

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from minigpt4.config.parts import EvaViTGConfig, PoolConfig, TimmConfig
+from minigpt4.config.parts import EvaViTGConfig, PoolConfig, QFormerConfig, TimmConfig
 from minigpt4.devices import fast_dtype
 from minigpt4.errors import ConfigError, UnknownNameError, WeightsError
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.resampler import Pool
+from minigpt4.models.resampler import Pool, QFormer
 from minigpt4.models.vision import EvaViTG, TimmEncoder
 from tests.models import parts
 
@@ -73,7 +73,7 @@ def test_features_in_bfloat16_are_those_in_float32(name):
 
 def test_the_default_precision_is_the_fast_one_of_this_machine():
     encoder = EvaViTG.from_config(EvaViTGConfig(weights="random", **EVA))
-    resampler = parts.QFormer.from_config(parts.QFormerConfig(weights="random", num_query_tokens=2), encoder)
+    resampler = QFormer.from_config(QFormerConfig(weights="random", num_query_tokens=2), encoder)
     held = {p.dtype for p in (*encoder.vit.parameters(), *resampler.parameters())}
     assert held == {fast_dtype()}
 
