@@ -107,6 +107,13 @@ class RunConfig:
     """Samples per optimiser step over all ranks; the accumulation is derived from it."""
     batch_size_per_rank: Annotated[int, Ge(1)] = 1
     """Samples per forward pass on one rank."""
+    group_by_length: Annotated[int, Ge(1)] = 1
+    """Batches whose samples are sorted by length and divided among them, so that rows need less padding; each worker
+    holds the decoded images of this many batches. If it is the number of accumulated batches, every step has the same
+    samples as with 1, which keeps the order of the data."""
+    pack: Annotated[int, Ge(0)] = 0
+    """Length of a row that holds several samples, in tokens, image positions included; the samples do not see each
+    other, and a longer one is skipped and counted. 0: a row for each sample. The loss is the same."""
     num_workers: Annotated[int, Ge(0)] = 0
     """Data loader processes per rank; 0 reads in the training process."""
 

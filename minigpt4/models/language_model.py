@@ -190,7 +190,7 @@ class LanguageModel(nn.Module):
         if reason:
             raise ConfigError(
                 f"{config.model_type} {reason}, so the parts of a row cannot be kept apart: set "
-                "conversation.isolate_turns to false"
+                "conversation.isolate_turns to false, and run.pack to 0"
             )
         return kinds
 

@@ -163,6 +163,9 @@ def training_batches(
         num_workers=run.num_workers,
         pin_memory=copies_from_pinned_memory(accelerator.device),
         positions=dict(state.positions),
+        given=dict(state.given),
+        group=run.group_by_length,
+        pack=run.pack,
         consumed=state.progress.batches,
     )
     loader = build_loader(Mixture(sources), loaded.conversation, loaded.image_processor, plan)

@@ -199,6 +199,7 @@ class TrainingState:
         progress: counters over all ranks.
         interval: sums since the last line of metrics.
         positions: items that each reader of this rank has consumed.
+        given: batches of its current group that each reader of this rank has given.
         skipped: samples that this rank skipped since the ranks last added them up in `progress`.
         altered: samples that this rank used but cut or changed since then.
         stop: the signal that asks the run to stop.
@@ -209,6 +210,7 @@ class TrainingState:
     progress: Progress = field(default_factory=Progress)
     interval: Interval = field(default_factory=Interval)
     positions: dict[int, int] = field(default_factory=dict)
+    given: dict[int, int] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
     altered: Counter[str] = field(default_factory=Counter)
     stop: StopRequest = field(default_factory=StopRequest)
@@ -223,3 +225,4 @@ class TrainingState:
             self.skipped.update(batch.skipped)
             self.altered.update(batch.altered)
             self.positions[batch.reader] = batch.position
+            self.given[batch.reader] = batch.given
