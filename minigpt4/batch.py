@@ -84,9 +84,12 @@ class Batch:
         query_features: (I, Q, Dq) or None.
         ids: the samples' ids.
         skipped: samples skipped since the worker's last batch, by cause.
-        altered: alterations of this batch's samples, by kind; see `Sample.altered`.
+        altered: alterations of the samples read since then, by kind; see `Sample.altered`.
         reader: the number of the stream reader that made the batch.
-        position: raw samples that this reader has consumed, this batch included; where a resumed run continues.
+        position: raw samples that this reader has consumed when a resumed run continues: those before the batch's group
+            of batches, or with the group if the batch is its last one.
+        given: batches of the group that were given, this one included; 0 if it is the last one. A resumed run reads the
+            group again and leaves these out.
     """
 
     input_ids: Tensor
@@ -105,6 +108,7 @@ class Batch:
     altered: dict[str, int] = field(default_factory=dict)
     reader: int = 0
     position: int = 0
+    given: int = 0
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with every tensor on `device`."""

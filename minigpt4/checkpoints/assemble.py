@@ -283,12 +283,12 @@ def _build(config: Config, features: FeatureCache | None) -> LoadedModel:
     settings = config.conversation
     if settings.max_tokens > model.language_model.context_length:
         settings = replace(settings, max_tokens=model.language_model.context_length)
-    if settings.isolate_turns:
+    if settings.isolate_turns or config.run.pack:
         model.language_model.attention_kinds()  # raises now instead of at the first batch
         if model.language_model.model.config._attn_implementation == "flash_attention_2":
             raise ConfigError(
-                "conversation.isolate_turns needs attention masks that flash_attention_2 does not support; set "
-                "model.language_model.attn_implementation to sdpa"
+                "conversation.isolate_turns and run.pack need attention masks that flash_attention_2 does not "
+                "support; set model.language_model.attn_implementation to sdpa"
             )
     encoder = ConversationEncoder(tokenizer, model.num_query_tokens, settings, config.compat)
     processor = config.processors.image.build(spec=model.vision_encoder.image_spec)

@@ -209,7 +209,7 @@ class LanguageModelConfig:
     dtype: Dtype = "bfloat16"
     """Precision in which the weights are stored; `auto` is bfloat16 where this machine is fast at it, else float32."""
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention kernel; `auto` is transformers' choice for the architecture."""
+    """Attention kernel; `auto` is transformers' choice for the architecture, and see `run.measure_attention`."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters."""
 

@@ -126,6 +126,13 @@ class RunConfig:
     """Samples per optimiser step over all ranks; the accumulation is derived from it."""
     batch_size_per_rank: Annotated[int, Ge(1)] = 1
     """Samples per forward pass on one rank."""
+    group_by_length: Annotated[int, Ge(1)] = 1
+    """Batches whose samples are sorted by length and divided among them, so that rows need less padding; each worker
+    holds the decoded images of this many batches. If it is the number of accumulated batches, every step has the same
+    samples as with 1, which keeps the order of the data."""
+    pack: Annotated[int, Ge(0)] = 0
+    """Length of a row that holds several samples, in tokens, image positions included; the samples do not see each
+    other, and a longer one is skipped and counted. 0: a row for each sample. The loss is the same."""
     num_workers: Annotated[int, Ge(0)] = 0
     """Data loader processes per rank; 0 reads in the training process."""
 
@@ -149,6 +156,10 @@ class RunConfig:
     """Gradients are clipped to this norm; 0 turns clipping off."""
     gradient_checkpointing: bool = False
     """Recompute the activations of the language model in the backward pass: less memory, a third more time."""
+    measure_attention: bool = True
+    """On a CPU, time sdpa and eager attention on the first batch and use the faster one for the image encoder and for a
+    language model with `attn_implementation: auto`; a resumed run keeps the choice. false: sdpa, and two runs of one
+    config are equal to the last bit."""
     shard_language_model: bool = False
     """Shard the frozen language model over the ranks (FSDP), for a model that fills a GPU: each rank holds a part of
     every layer and gathers the rest when it is needed, which takes time."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from minigpt4.batch import Batch, Sample
 from minigpt4.conversation.encoder import ANSWER_CUT, END_MARK_IN_ANSWER, ConversationEncoder
-from minigpt4.datasets.collate import collate
+from minigpt4.datasets.collate import collate, pack
 from minigpt4.datasets.mixture import Mixture
 from minigpt4.datasets.source import Example, Item, Source, sample_error
 from minigpt4.datasets.workers import start_worker
@@ -58,6 +59,9 @@ class StreamPlan:
         num_workers: reading processes of this rank; 0 reads in this one.
         pin_memory: whether batches are put into page-locked memory, from which a GPU copies while it computes.
         positions: items each reader has consumed, from the `reader` and `position` of the batches seen; empty at start.
+        given: batches of its current group that each reader has given, from `given` of the batches seen.
+        group: batches whose samples are sorted by length and divided among them; 1 keeps the order of the stream.
+        pack: length of a row that holds several samples, in tokens; 0 gives each sample a row.
         consumed: batches this rank has consumed.
     """
 
@@ -69,6 +73,9 @@ class StreamPlan:
     num_workers: int = 0
     pin_memory: bool = False
     positions: Mapping[int, int] = field(default_factory=dict)
+    given: Mapping[int, int] = field(default_factory=dict)
+    group: int = 1
+    pack: int = 0
     consumed: int = 0
 
     def reader_of(self, worker: int) -> int:
@@ -138,8 +145,12 @@ class SkipLog:
         """Move the counts since the last call into `batch`, and return the messages."""
         batch.skipped, batch.altered = dict(self.counts), dict(self.altered)
         notes = self.notes
-        self.counts, self.altered, self.notes = Counter(), Counter(), []
+        self.forget()
         return notes
+
+    def forget(self) -> None:
+        """Drop the counts and messages since the last call."""
+        self.counts, self.altered, self.notes = Counter(), Counter(), []
 
 
 class StreamDataset(IterableDataset[Delivery]):
@@ -166,18 +177,43 @@ class StreamDataset(IterableDataset[Delivery]):
 
     def _batches(self, reader: int, skips: SkipLog) -> Iterator[Batch]:
         plan = self.plan
-        position = plan.positions.get(reader, 0)
+        start = position = plan.positions.get(reader, 0)
+        given = plan.given.get(reader, 0)
         samples: list[Sample] = []
         for item in self.mixture.stream(plan.seed, reader, plan.readers, position):
             position += 1
-            sample = _sample(item, self.encoder, self.processor, skips)
+            sample = _sample(item, self.encoder, self.processor, skips, plan.pack)
             if sample is not None:
                 samples.append(sample)
-            if len(samples) == plan.batch_size:
-                batch = collate(samples, plan.pad_id)
-                batch.reader, batch.position = reader, position
-                samples = []
-                yield batch
+            if len(samples) < plan.batch_size * plan.group:
+                continue
+            if given:  # counted when the group was read for the first time
+                skips.forget()
+            for number, members in enumerate(self._divided(samples, start), start=1):
+                if number > given:
+                    batch = self._joined(members)
+                    is_last = number == plan.group
+                    batch.reader, batch.given = reader, 0 if is_last else number
+                    batch.position = position if is_last else start
+                    yield batch
+            start, given, samples = position, 0, []
+
+    def _divided(self, samples: list[Sample], start: int) -> list[list[Sample]]:
+        """Divide a group into batches of like length, in an order that depends on the seed and where the group began.
+
+        Readers that skipped equally many samples have the same order, so that ranks have long batches together.
+        """
+        plan = self.plan
+        if plan.group > 1:
+            samples = sorted(samples, key=_length)
+        batches = [samples[first : first + plan.batch_size] for first in range(0, len(samples), plan.batch_size)]
+        random.Random(f"{plan.seed}/group/{start}").shuffle(batches)
+        return batches
+
+    def _joined(self, samples: list[Sample]) -> Batch:
+        if self.plan.pack:
+            return pack(sorted(samples, key=_length, reverse=True), self.plan.pad_id, self.plan.pack)
+        return collate(samples, self.plan.pad_id)
 
 
 class BatchLoader(DataLoader[Delivery]):
@@ -295,12 +331,22 @@ def image_name(example: Example, number: int) -> str:
     return str(image) if isinstance(image, Path) else f"{example.id}, image {number + 1}"
 
 
-def _sample(item: Item, encoder: ConversationEncoder, processor: ImageReader, skips: SkipLog) -> Sample | None:
-    """Return the encoded sample, or None after counting why it is skipped."""
+def _length(sample: Sample) -> int:
+    return len(sample.input_ids)
+
+
+def _sample(
+    item: Item, encoder: ConversationEncoder, processor: ImageReader, skips: SkipLog, longest: int = 0
+) -> Sample | None:
+    """Return the encoded sample, or None after counting why it is skipped; `longest` is in tokens, 0 for any."""
     try:
         if isinstance(item, DataError):
             raise item
         sample = encode_example(item, encoder, processor)
+        if 0 < longest < _length(sample):
+            raise DataError(
+                f"{sample.id}: {_length(sample)} tokens do not fit into a row of run.pack {longest}", cause="too long"
+            )
     except Exception as error:
         skips.add(sample_error(error, item.id if isinstance(item, Example) else "a sample"))
         return None

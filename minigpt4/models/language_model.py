@@ -38,7 +38,14 @@ _FULL, _WINDOWED = "full_attention", "sliding_attention"
 
 
 class LanguageModel(nn.Module):
-    """A causal LM of transformers, with the few methods that alignment needs."""
+    """A causal LM of transformers, with the few methods that alignment needs.
+
+    Attributes:
+        model: the transformers model.
+        source: where its weights come from, as in the config.
+        settings: none; see `minigpt4.models.vision.identity_settings`.
+        attention_is_open: whether a run may choose between sdpa and eager attention.
+    """
 
     Config = LanguageModelConfig
 
@@ -47,6 +54,7 @@ class LanguageModel(nn.Module):
         self.model = model
         self.source = source
         self.settings: dict[str, Any] = {}
+        self.attention_is_open = False
         if model.get_output_embeddings() is None:
             raise WeightsError(f"{type(model).__name__} has no output embeddings; a causal LM is required")
 
@@ -60,6 +68,10 @@ class LanguageModel(nn.Module):
         """
         path = resolve(config.path)
         loaded = cls(load_causal_lm(path, config.dtype, config.attn_implementation), source=config.path)
+        # What transformers chose itself may be changed; another choice than sdpa has a reason in the architecture.
+        loaded.attention_is_open = (
+            config.attn_implementation == "auto" and loaded.model.config._attn_implementation == "sdpa"
+        )
         if config.lora.rank:
             loaded.add_lora(config.lora)
         return loaded
@@ -204,7 +216,7 @@ class LanguageModel(nn.Module):
         if reason:
             raise ConfigError(
                 f"{config.model_type} {reason}, so the parts of a row cannot be kept apart: set "
-                "conversation.isolate_turns to false"
+                "conversation.isolate_turns to false, and run.pack to 0"
             )
         return kinds
 

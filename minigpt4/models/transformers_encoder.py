@@ -20,7 +20,7 @@ from transformers.utils import logging as library_logging
 from minigpt4.assets import resolve
 from minigpt4.config.parts import TransformersEncoderConfig
 from minigpt4.errors import ConfigError, WeightsError
-from minigpt4.models.language_model import weight_files
+from minigpt4.models.language_model_files import weight_files
 from minigpt4.models.tower_images import read_image_spec
 from minigpt4.models.vision import VisionEncoder, identity_settings
 

@@ -70,6 +70,12 @@ class StepBatches:
             raise ahead
         return ahead or []
 
+    def peek(self) -> Batch | None:
+        """Return the first batch of the next step, which stays the next one; None if it cannot be read."""
+        if self._ahead is None:
+            self.read_ahead()
+        return self._ahead[0] if isinstance(self._ahead, list) else None
+
     def read_ahead(self) -> None:
         """Read the batches of the next step. An error is raised by `next`: this step is logged and saved before."""
         started = time.monotonic()
@@ -156,6 +162,9 @@ def training_batches(
         num_workers=run.num_workers,
         pin_memory=copies_from_pinned_memory(accelerator.device),
         positions=dict(state.positions),
+        given=dict(state.given),
+        group=run.group_by_length,
+        pack=run.pack,
         consumed=state.progress.batches,
     )
     loader = build_loader(Mixture(sources), loaded.conversation, images, plan)

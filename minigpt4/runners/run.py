@@ -25,12 +25,13 @@ from minigpt4.config.sections import RunConfig
 from minigpt4.datasets.source import Source, data_hash
 from minigpt4.errors import ConfigError, TrainingError
 from minigpt4.feature_cache.reader import FeatureCache
+from minigpt4.models.attention import choose_attention, set_attention
 from minigpt4.models.freezing import count_parameters, precisions
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.recompute import recompute_activations
 from minigpt4.runners.batches import StepBatches, build_sources, training_batches, validation_batches
 from minigpt4.runners.calibration import calibrate, start_projector
-from minigpt4.runners.distributed import shard_language_model, wrap
+from minigpt4.runners.distributed import gather_objects, shard_language_model, wrap
 from minigpt4.runners.metrics import MetricsLog
 from minigpt4.runners.snapshot import Provenance, Snapshots
 from minigpt4.runners.state import Speed, TrainingState
@@ -177,6 +178,9 @@ def build_run(config: Config, accelerator: Accelerator, checkpoint: Path | None)
         write_whole(folder / "config.yaml", config.to_yaml())
     batches = training_batches(settings, accumulation, loaded, sources, images, accelerator, state)
     validation = validation_batches(settings, loaded, validation_sources, images)
+    if checkpoint is None and settings.measure_attention:
+        state.attention = chosen_attention(model, batches, accelerator)
+    set_attention(model, state.attention)
     metrics.start(config.tracking, folder.name, config.values, state.progress.step)
     if accelerator.is_main_process:
         if settings.warmup_steps > settings.total_steps:
@@ -211,6 +215,16 @@ def open_features(config: Config, sources: Sequence[tuple[str, Source]]) -> Feat
     features.check(config, [(name, source.digest()) for name, source in sources])
     _log.info("%s: query features of %d images, %s", features.folder, features.images, features.about)
     return features
+
+
+def chosen_attention(model: MiniGPT4, batches: StepBatches, accelerator: Accelerator) -> dict[str, str]:
+    """Return the faster attention kernel of each part that leaves the choice, measured by rank 0 on its first batch."""
+    first = batches.peek() if accelerator.is_main_process else None
+    chosen = choose_attention(model, first) if first is not None else {}
+    if chosen:
+        _log.info("attention, by measurement: %s", ", ".join(f"{part} {kernel}" for part, kernel in chosen.items()))
+    shared: dict[str, str] = gather_objects(accelerator, chosen)[0]
+    return shared
 
 
 def accumulation_steps(run: RunConfig, world_size: int) -> int:

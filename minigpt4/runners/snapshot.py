@@ -75,7 +75,7 @@ class Snapshots:
                 f"step {state.progress.step}: {', '.join(broken[:5])} has values that are not finite and is not saved; "
                 f"the last checkpoint is {kept.name if kept else 'missing'}. Lower run.learning_rate"
             )
-        positions = {k: v for part in gather_objects(self.accelerator, state.positions) for k, v in part.items()}
+        places = gather_objects(self.accelerator, (state.positions, state.given))
         random_states = gather_objects(self.accelerator, random_state())
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
@@ -84,10 +84,12 @@ class Snapshots:
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "progress": state.progress.to_dict(),
                 "window": asdict(state.interval),
-                "positions": positions,
+                "positions": {reader: at for positions, _ in places for reader, at in positions.items()},
+                "given": {reader: number for _, given in places for reader, number in given.items()},
                 "random_states": random_states,
                 "readers": self._readers(),
                 "sorted_sources": True,
+                "attention": state.attention,
             }
             path = self.store.save(
                 state.progress.step,
@@ -128,7 +130,9 @@ class Snapshots:
         rank, workers = self.accelerator.process_index, max(1, self.config.run.num_workers)
         state.progress = Progress.from_dict(values["progress"])
         state.interval = Interval(**values["window"])
+        state.attention = values.get("attention", {})
         state.positions = {reader: at for reader, at in values["positions"].items() if reader // workers == rank}
+        state.given = {reader: values.get("given", {}).get(reader, 0) for reader in state.positions}
 
     def _check(self, folder: Path, values: dict[str, Any]) -> None:
         """Refuse a checkpoint from which the run would not continue as if it had never stopped."""
@@ -143,8 +147,9 @@ class Snapshots:
         changed = differences(theirs_config, self.config, "model", "processors", "conversation", "datasets", "compat")
         if bool(theirs_config.datasets.feature_cache) != bool(self.config.datasets.feature_cache):
             changed.append("datasets.feature_cache")
-        if theirs_config.run.seed != self.config.run.seed:
-            changed.append("run.seed")
+        names = ["seed", "group_by_length", "pack"] + ["batch_size_per_rank"] * (self.config.run.group_by_length > 1)
+        before, now = theirs_config.run, self.config.run
+        changed += [f"run.{name}" for name in names if getattr(before, name) != getattr(now, name)]
         if changed:
             raise CheckpointError(
                 f"{folder}: the config has changed since ({', '.join(changed)}). "

@@ -199,18 +199,22 @@ class TrainingState:
         progress: counters over all ranks.
         interval: sums since the last line of metrics.
         positions: items that each reader of this rank has consumed.
+        given: batches of its current group that each reader of this rank has given.
         skipped: samples that this rank skipped since the ranks last added them up in `progress`.
         altered: samples that this rank used but cut or changed since then.
         stop: the signal that asks the run to stop.
+        attention: the attention kernel of each part for which the run chose one; saved.
     """
 
     speed: Speed
     progress: Progress = field(default_factory=Progress)
     interval: Interval = field(default_factory=Interval)
     positions: dict[int, int] = field(default_factory=dict)
+    given: dict[int, int] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
     altered: Counter[str] = field(default_factory=Counter)
     stop: StopRequest = field(default_factory=StopRequest)
+    attention: dict[str, str] = field(default_factory=dict)
 
     def count(self, batches: Sequence[Batch], samples: int) -> None:
         """Count the batches of a step; `samples` is their number over all ranks."""
@@ -221,3 +225,4 @@ class TrainingState:
             self.skipped.update(batch.skipped)
             self.altered.update(batch.altered)
             self.positions[batch.reader] = batch.position
+            self.given[batch.reader] = batch.given

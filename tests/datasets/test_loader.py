@@ -119,6 +119,67 @@ def test_resumed_equals_uninterrupted(mixture: Mixture, encode: ConversationEnco
     assert_same(resumed, unbroken[cut:])
 
 
+@pytest.mark.parametrize("cut", [1, 4, 5, 6])
+def test_a_run_resumes_inside_a_group(mixture: Mixture, encode: ConversationEncoder, cut: int) -> None:
+    unbroken = batches(mixture, encode, cut + 5, group=3)
+    last = unbroken[cut - 1]
+    assert last.given == cut % 3
+    resumed = batches(mixture, encode, 5, group=3, positions={0: last.position}, given={0: last.given}, consumed=cut)
+    assert_same(resumed, unbroken[cut:])
+
+
+@pytest.mark.slow
+def test_a_run_resumes_inside_the_groups_of_its_workers(mixture: Mixture, encode: ConversationEncoder) -> None:
+    unbroken = batches(mixture, encode, 8, group=2, num_workers=2)
+    seen = {batch.reader: batch for batch in unbroken[:3]}
+    assert [batch.given for batch in seen.values()] == [0, 1]
+    places = {"positions": {r: b.position for r, b in seen.items()}, "given": {r: b.given for r, b in seen.items()}}
+    resumed = batches(mixture, encode, 5, group=2, num_workers=2, consumed=3, **places)
+    assert_same(resumed, unbroken[3:])
+
+
+def test_a_group_has_the_samples_of_the_stream_and_less_padding(mixture: Mixture, encode: ConversationEncoder) -> None:
+    plain, grouped = batches(mixture, encode, 8), batches(mixture, encode, 8, group=4)
+    for first in (0, 4):
+        ids = [sorted(i for b in found[first : first + 4] for i in b.ids) for found in (plain, grouped)]
+        assert ids[0] == ids[1]
+    assert plain[0].ids != grouped[0].ids
+    positions = [sum(batch.input_ids.numel() for batch in found) for found in (plain, grouped)]
+    assert positions[1] < positions[0]
+
+
+def test_skipped_samples_of_a_group_are_counted_once(tmp_path: Path, encode: ConversationEncoder) -> None:
+    rows = [{"image": f"{n}.png" if n % 3 else "none.png", "caption": f"{n} " * (1 + n % 5)} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for n in range(12):
+        (tmp_path / f"{n}.png").write_bytes(image_bytes(n, "PNG"))
+    config = Conversations.Config(path=str(tmp_path / "rows.jsonl"))
+    mixture = Mixture({"rows": Conversations.from_config(config, name="rows")})
+    whole = batches(mixture, encode, 4, batch_size=2, group=2)
+    assert whole[2].skipped["missing image"] > 0
+    places: dict[str, Any] = {"positions": {0: whole[2].position}, "given": {0: whole[2].given}}
+    resumed = batches(mixture, encode, 1, batch_size=2, group=2, consumed=3, **places)
+    assert_same(resumed, whole[3:])
+
+
+def test_packed_batches_have_the_same_samples(mixture: Mixture, encode: ConversationEncoder) -> None:
+    padded, packed = batches(mixture, encode, 4), batches(mixture, encode, 4, pack=150)
+    for one, other in zip(padded, packed, strict=True):
+        assert sorted(one.ids) == sorted(other.ids)
+        assert other.num_supervised == one.num_supervised
+        assert other.input_ids.shape[1] <= 150
+        assert (one.reader, one.position) == (other.reader, other.position)
+    assert sum(len(batch) for batch in packed) < sum(len(batch) for batch in padded)
+
+
+def test_a_sample_longer_than_a_packed_row_is_skipped(mixture: Mixture, encode: ConversationEncoder) -> None:
+    lengths = sorted(int(n) for batch in batches(mixture, encode, 6) for n in batch.attention_mask.sum(1))
+    longest = lengths[len(lengths) // 2]
+    found = batches(mixture, encode, 6, pack=longest)
+    assert sum(batch.skipped["too long"] for batch in found if batch.skipped) > 0
+    assert max(batch.input_ids.shape[1] for batch in found) <= longest
+
+
 def test_workers_and_ranks_are_disjoint_readers(sources: dict[str, Source], encode: ConversationEncoder) -> None:
     rows = Mixture({"rows": sources["rows"]})
     found = [batches(rows, encode, 4, batch_size=1, rank=rank, world_size=2, num_workers=2) for rank in (0, 1)]

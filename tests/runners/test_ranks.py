@@ -42,7 +42,8 @@ def test_torchrun_with_two_ranks_gives_the_losses_of_one_process(tiny_values, tm
 def test_two_ranks_that_accumulate_are_one_large_batch(tiny_values, tmp_path):
     tiny_values["datasets"]["validation"] = tiny_values["datasets"]["train"]
     train(tiny_values, tmp_path / "one", global_batch_size=8, batch_size_per_rank=8)
-    file = write(tiny_values, tmp_path / "two", global_batch_size=8, batch_size_per_rank=2)
+    layout = {"group_by_length": 2, "pack": 150}  # of the same samples
+    file = write(tiny_values, tmp_path / "two", global_batch_size=8, batch_size_per_rank=2, **layout)
     assert train_on_ranks([file, file]) == [0, 0]
     assert_same_training(tmp_path / "one", tmp_path / "two")
     validation = [read_metrics(tmp_path / name)[-1]["validation_loss"] for name in ("one", "two")]

@@ -176,6 +176,7 @@ def test_a_run_can_be_made_longer(tiny_values, tmp_path):
     [
         ({"num_workers": 2}, {}, r"was read by 1 rank\(s\) with 0 worker\(s\) each, this run has 1 with 2"),
         ({"seed": 7}, {}, r"the config has changed since \(run\.seed\)"),
+        ({"group_by_length": 2, "pack": 200}, {}, r"has changed since \(run\.group_by_length, run\.pack\)"),
         ({}, {"trainable": ["llama_proj", "vision_encoder"]}, r"the config has changed since \(model\.trainable\)"),
     ],
 )
@@ -216,3 +217,31 @@ def test_only_the_last_few_checkpoints_stay_and_what_a_kill_left_goes(tiny_value
     (left / "manifest.json").write_text("{")
     train(tiny_values, tmp_path / "run", total_steps=7, save_every_steps=1, keep_last=2)
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["latest", "step_6", "step_7"]
+
+
+def test_a_resumed_run_keeps_the_attention_that_the_first_one_chose(tiny_values, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        train(tiny_values, tmp_path / "run", total_steps=2, measure_attention=True)
+    chosen = torch.load(tmp_path / "run/checkpoints/step_2/training_state.pt", weights_only=True)["attention"]
+    assert set(chosen) == {"language_model", "vision_encoder"}
+    assert f"attention, by measurement: language_model {chosen['language_model']}" in caplog.text
+    swapped = {"sdpa": "eager", "eager": "sdpa"}
+    _change_state(tmp_path / "run/checkpoints/step_2", attention={part: swapped[k] for part, k in chosen.items()})
+    loaded = train(tiny_values, tmp_path / "run", total_steps=4, resume=True, measure_attention=True)
+    assert loaded.model.language_model.model.config._attn_implementation == swapped[chosen["language_model"]]
+
+
+def test_a_run_stopped_inside_a_group_resumes_as_the_same_run(tiny_values, tmp_path):
+    run: dict[str, Any] = {"group_by_length": 3, "batch_size_per_rank": 2, "global_batch_size": 2}
+    run |= {"save_every_steps": 1, "min_learning_rate": 0.01}  # a constant rate, whatever the number of steps
+    train(tiny_values, tmp_path / "whole", **run, total_steps=7)
+    for end in (2, 4, 7):
+        train(tiny_values, tmp_path / "parted", **run, total_steps=end, resume=True)
+    assert [line[1] for line in series(tmp_path / "parted")] == [line[1] for line in series(tmp_path / "whole")]
+
+
+def _change_state(checkpoint: Path, **values: Any) -> None:
+    """Change values of a saved training state; folders without checksums are those of earlier versions."""
+    file, manifest = checkpoint / "training_state.pt", checkpoint / "manifest.json"
+    torch.save({**torch.load(file, weights_only=True), **values}, file)
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "checksums": {}}))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BloomConfig, BloomForCausalLM, LlamaTokenizer
 
 from minigpt4.checkpoints.manifest import Manifest
 from minigpt4.config import load_config
@@ -18,6 +19,7 @@ from minigpt4.models.recompute import recompute_activations
 from minigpt4.runners.distributed import build_accelerator
 from minigpt4.runners.run import build_run, parameter_groups
 from minigpt4.runners.train import train as train_run
+from tests import REFERENCE
 from tests.conftest import read_metrics
 from tests.runners.parts import assert_same_training, losses, series, train, weights, write
 
@@ -215,3 +217,20 @@ def test_numbers_that_make_no_sense_are_refused_before_loading(tiny_values, tmp_
 def test_a_global_batch_that_does_not_divide_is_refused(tiny_values, tmp_path):
     with pytest.raises(TrainingError, match=r"global_batch_size 5 is not a multiple of run\.batch_size_per_rank 2"):
         train(tiny_values, tmp_path / "run", global_batch_size=5, batch_size_per_rank=2)
+
+
+@pytest.mark.parametrize("layout", [{"group_by_length": 2}, {"pack": 300}, {"group_by_length": 2, "pack": 130}])
+def test_grouped_and_packed_rows_give_the_losses_of_padded_ones(tiny_values, tmp_path, layout):
+    run = {"global_batch_size": 4, "batch_size_per_rank": 2, "total_steps": 3}
+    train(tiny_values, tmp_path / "padded", **run)
+    train(tiny_values, tmp_path / "other", **run, **layout)
+    assert_same_training(tmp_path / "padded", tmp_path / "other")
+
+
+def test_packing_is_refused_for_a_model_that_cannot_keep_samples_apart(tiny_values, tmp_path):
+    tiny_values["model"]["language_model"]["path"] = str(tmp_path / "bloom")
+    bloom = BloomConfig(vocab_size=700, hidden_size=32, n_layer=1, n_head=2)
+    for part in (BloomForCausalLM(bloom), LlamaTokenizer.from_pretrained(REFERENCE, local_files_only=True)):
+        part.save_pretrained(tmp_path / "bloom")
+    with pytest.raises(ConfigError, match=r"bloom does not accept position_ids.*run.pack to 0"):
+        train(tiny_values, tmp_path / "run", pack=200)
