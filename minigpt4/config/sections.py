@@ -155,6 +155,11 @@ class RunConfig:
     """Steps between two validations on `datasets.validation`, if there is one; 0: at the end only."""
     validation_samples: Annotated[int, Ge(1)] = 256
     """Samples of the validation set that are used, the same ones each time."""
+    sample_image: Annotated[str, FilePath()] = ""
+    """Image that the model is asked about at the start and at each validation, so that the log shows how its answer
+    changes; `shipped:` begins the path of a file that travels with the package. Empty: nothing is asked."""
+    sample_question: str = "Describe this image in detail."
+    """The question about `sample_image`."""
 
     max_skipped_fraction: Annotated[float, Ge(0), Le(1)] = 0.05
     """The run stops when more than this fraction of all samples was skipped (from 200 samples on)."""
@@ -222,10 +227,13 @@ class EvaluationConfig:
     """Longest answer in tokens."""
     shuffle_images: bool = False
     """Control: ask each question about an image of another colour and another shape, and keep the expected answer."""
+    control: bool = False
+    """Ask about their own images first, and then the same questions about other ones, as `shuffle_images` does."""
     device: Device = "auto"
     """Where to compute; `auto` uses the accelerator if there is one."""
     output: str = ""
-    """File for the result and every answer, as JSON lines; empty writes none."""
+    """File for the result and every answer, as JSON lines; that of the control gets `_control` in its name. Empty
+    writes none."""
     seed: int = 42
     """Seed of the sample of questions and of the shuffle."""
 
