@@ -30,11 +30,16 @@ OWN_TEMPLATE = "tokenizer"
 
 @settings
 class StartConfig:
-    """Where a new `llama_proj` starts; no effect with `model.init_from`, or in a run that is resumed."""
+    """Where `llama_proj` starts in a new run, if not with the weights of a checkpoint as they are."""
 
     ridge: Annotated[int, Ge(0)] = 0
     """Training samples from which it is computed in closed form, so that image tokens read like the words of the texts
-    that the image features tell; 0: random weights. A few hundred to a few thousand are enough."""
+    that the image features tell; 0: random weights. A few hundred to a few thousand are enough. No effect with
+    `model.init_from`."""
+    trained_with: Annotated[str, FilePath()] = ""
+    """The language model that the checkpoint in `model.init_from` was trained with, where it is not this model's own:
+    the projection is moved to this one through the embeds of the words that both have. Empty: a checkpoint of another
+    language model is refused."""
 
 
 @settings
