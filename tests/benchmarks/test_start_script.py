@@ -43,23 +43,9 @@ def test_both_starts_are_measured(tiny_values: dict[str, Any], tmp_path: Path, c
     tiny_values["datasets"]["validation"] = tiny_values["datasets"]["train"]
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(tiny_values))
-    sizes = [
-        "--pool",
-        "48",
-        "--ridge",
-        "48",
-        "--validation",
-        "8",
-        "--batch",
-        "4",
-        "--steps",
-        "4",
-        "--every",
-        "2",
-        "--seeds",
-        "2",
-    ]
-    main(["--cfg-path", str(file), *sizes, "--random-rates", "1e-2", "--ridge-rates", "1e-2"])
+    sizes = {"pool": 48, "ridge": 48, "validation": 8, "batch": 4, "steps": 4, "every": 2, "seeds": 2}
+    arguments = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+    main(["--cfg-path", str(file), *arguments, "--random-rates", "1e-2", "--ridge-rates", "1e-2"])
     *lines, summary = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert [(line["start"], line["seed"]) for line in lines] == [
         ("random", 0),
