@@ -6,17 +6,14 @@ export OMP_WAIT_POLICY ?= passive
 
 .PHONY: quickstart mini-checkpoint test test-fast test-long lint docs assets clean
 
-# Both stages of alignment on real images, their scores, and a question about an image the model never saw.
-quickstart: $(VENV)/.installed assets
+# Both stages of alignment on real images, their score next to its control, and a question about an unseen image.
+quickstart: $(VENV)/.mini
+	$(BIN)/python -m minigpt4 assets mini
 	$(BIN)/python train.py --cfg-path configs/mini_stage1.yaml --options run.resume=true
 	$(BIN)/python train.py --cfg-path configs/mini_stage2_presence.yaml --options run.resume=true
 	$(BIN)/python train.py --cfg-path configs/mini_stage2.yaml --options run.resume=true
-	@echo "== stage 1 alone, asked 1,000 questions about images it never saw"
-	$(BIN)/python -m minigpt4 evaluate --options evaluation.samples=1000 model.init_from=output/mini_stage1/checkpoints/latest evaluation.output=output/mini_stage1/score.jsonl
-	@echo "== stage 2, the same questions"
-	$(BIN)/python -m minigpt4 evaluate --options evaluation.samples=1000 model.init_from=output/mini_stage2/checkpoints/latest evaluation.output=output/mini_stage2/score.jsonl
-	@echo "== stage 2, the same questions about other images: the control"
-	$(BIN)/python -m minigpt4 evaluate --options evaluation.samples=1000 evaluation.shuffle_images=true model.init_from=output/mini_stage2/checkpoints/latest evaluation.output=output/mini_stage2/score_shuffled.jsonl
+	@echo "== 1,000 questions about images it never saw, and the same questions about other images: the control"
+	$(BIN)/python -m minigpt4 evaluate --options evaluation.samples=1000 evaluation.control=true evaluation.batch_size=100 model.init_from=output/mini_stage2/checkpoints/latest evaluation.output=output/mini_stage2/score.jsonl
 	@echo "== and a question about a held-out image"
 	$(BIN)/python -m minigpt4 chat --options model.init_from=output/mini_stage2/checkpoints/latest --image "$$($(BIN)/python -m minigpt4 assets easy-vqa --path)/test/images/7.png" --question "Describe this image in detail."
 
@@ -50,6 +47,22 @@ docs: $(VENV)/.installed
 
 assets: $(VENV)/.installed
 	$(BIN)/python -m minigpt4 assets mini
+
+# What the quickstart needs, and nothing for development.
+$(VENV)/.mini: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	@$(CPU_TORCH)
+	$(BIN)/python -m pip install --quiet --editable '.[mini]'
+	touch $@
+
+# On Linux, PyPI's torch brings gigabytes of CUDA. Without an NVIDIA driver, the CPU-only wheels are tried first.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+define CPU_TORCH
+if [ "$$(uname -sm)" = "Linux x86_64" ] && ! command -v nvidia-smi >/dev/null; then \
+  $(BIN)/python -m pip install --quiet --retries 0 --timeout 15 --index-url $(TORCH_INDEX) torch torchvision \
+    || echo "no CPU-only torch from $(TORCH_INDEX): the wheels of PyPI follow, which are larger"; \
+fi
+endef
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -179,6 +179,7 @@ DATASETS = Registry(
         "aligned_pairs": ("minigpt4.datasets.aligned_pairs:AlignedPairs", f"{_PARTS}:AlignedPairsConfig"),
         "conversations": ("minigpt4.datasets.conversations:Conversations", f"{_PARTS}:ConversationsConfig"),
         "easy_vqa": ("minigpt4.datasets.easy_vqa:EasyVQA", f"{_PARTS}:EasyVQAConfig"),
+        "easy_vqa_crossed": ("minigpt4.datasets.crossed_vqa:CrossedVQA", f"{_PARTS}:CrossedVQAConfig"),
     },
 )
 

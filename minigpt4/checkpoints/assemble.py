@@ -22,6 +22,7 @@ from minigpt4.checkpoints.manifest import Manifest, check_parts
 from minigpt4.checkpoints.released import read_released
 from minigpt4.checkpoints.start import Start
 from minigpt4.checkpoints.store import CONFIG
+from minigpt4.checkpoints.transfer import needs_transfer, transferred
 from minigpt4.config import Config, load_config, load_saved_config, missing_files
 from minigpt4.conversation.encoder import ConversationEncoder
 from minigpt4.conversation.tokenizer import TextTokenizer
@@ -76,7 +77,10 @@ def load_model(name_or_path: str | Path, options: Sequence[str] = (), device: st
     if (path / MANIFEST).is_file():
         if not (path / CONFIG).is_file():
             raise CheckpointError(f"{path}: {CONFIG} is missing")
-        return load_configured(load_saved_config(path / CONFIG, [*options, start]), device)
+        # Where its own start came from does not matter any more, and may not be on this machine.
+        return load_configured(
+            load_saved_config(path / CONFIG, [*options, start, "model.start.trained_with=''"]), device
+        )
     if path.is_dir():
         raise CheckpointError(
             f"{path}: is not a checkpoint: {MANIFEST} is missing; python -m minigpt4 inspect {path} says what it is"
@@ -121,15 +125,20 @@ def assemble(config: Config, *, same_template: bool = False, features: FeatureCa
     if features is None:
         check_kinds(config)
     start = Start.at(config.model.init_from) if config.model.init_from else None
+    other = config.model.start.trained_with
     if start is not None:
-        start.check_language_model(config.model.language_model.config.path)
+        start.check_language_model(config.model.language_model.config.path, other)
         if same_template:
             start.check_template(config.conversation.template)
         if features is not None:
             _check_untrained(start, config)
     loaded = _build(config, features)
     if start is not None:
-        load_trained(loaded.model, start)
+        if other and needs_transfer(start.manifest, loaded.model):
+            tensors = transferred(loaded.model, loaded.conversation.tokenizer, start, other)
+            _load_tensors(loaded.model, tensors, str(start.place))
+        else:
+            load_trained(loaded.model, start)
         if features is not None:
             check_calibrated(loaded.model, features, start.place)
         loaded.manifest = start.manifest
@@ -232,6 +241,11 @@ def load_trained(model: MiniGPT4, start: Start) -> None:
     check_parts(start.manifest, model, place)
     tensors = start.read()
     _check_projector(model, tensors, place)
+    _load_tensors(model, tensors, place)
+
+
+def _load_tensors(model: MiniGPT4, tensors: Mapping[str, Tensor], place: str) -> None:
+    """Copy trained tensors into a model."""
     unknown = sorted(tensors.keys() - model.state_dict().keys())
     if unknown:
         raise CheckpointError(

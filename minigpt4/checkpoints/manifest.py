@@ -21,8 +21,13 @@ from minigpt4.strict_json import parse_json
 from minigpt4.weights import fingerprint
 
 if TYPE_CHECKING:  # a manifest is read without the libraries of the models
+    from torch import Tensor
+
     from minigpt4.models.image_side import ImageSide
+    from minigpt4.models.language_model import LanguageModel
     from minigpt4.models.minigpt4 import MiniGPT4
+    from minigpt4.models.resampler import Resampler
+    from minigpt4.models.vision import VisionEncoder
 
 FILE = "manifest.json"
 FORMAT = 2
@@ -120,29 +125,38 @@ class Manifest:
 
 def identify(model: MiniGPT4, trained: Collection[str]) -> dict[str, PartIdentity]:
     """Return the identities of the model's parts without the tensors named in `trained`."""
-    return {name: _identify_part(model, name, trained) for name in FROZEN_PARTS}
+    return {name: identify_part(getattr(model, name), model.frozen_tensors(name, trained)) for name in FROZEN_PARTS}
 
 
 def identify_image_side(model: ImageSide, trained: Collection[str]) -> dict[str, PartIdentity]:
     """Return the identities of image encoder and resampler without the tensors named in `trained`."""
-    return {name: _identify_part(model, name, trained) for name in IMAGE_PARTS}
+    return {name: identify_part(getattr(model, name), model.frozen_tensors(name, trained)) for name in IMAGE_PARTS}
 
 
-def _identify_part(
-    model: MiniGPT4 | ImageSide, name: str, trained: Collection[str], *, with_fingerprint: bool = True
+def identify_part(
+    part: VisionEncoder | Resampler | LanguageModel,
+    tensors: Collection[tuple[str, Tensor]],
+    *,
+    with_fingerprint: bool = True,
 ) -> PartIdentity:
-    """Return the identity of one part; a fingerprint reads from every tensor, which may be slow the first time."""
-    part, is_llm = getattr(model, name), name == "language_model"
+    """Return the identity of one part; a fingerprint reads from every tensor, which may be slow the first time.
+
+    Args:
+        part: the part.
+        tensors: its frozen tensors, by name; see `MiniGPT4.frozen_tensors`.
+        with_fingerprint: whether to compute it; it is empty otherwise.
+    """
+    from minigpt4.models.language_model import LanguageModel
+
     if (recorded := getattr(part, "identity", None)) is not None:  # it stands for a part whose outputs are cached
         return PartIdentity(**recorded)
-    tensors = model.frozen_tensors(name, trained)
     return PartIdentity(
         type=type(part).__name__,
         source=part.source,
-        width=part.hidden_size if is_llm else part.feature_dim,
+        width=part.hidden_size if isinstance(part, LanguageModel) else part.feature_dim,
         fingerprint=fingerprint(tensors) if with_fingerprint else "",
         settings=part.settings,
-        vocabulary=part.vocab_size if is_llm else 0,
+        vocabulary=part.vocab_size if isinstance(part, LanguageModel) else 0,
         parameters=sum(tensor.numel() for _, tensor in tensors),
     )
 
@@ -157,28 +171,52 @@ def stage_after(start: Manifest | None) -> int:
 def check_parts(manifest: Manifest, model: MiniGPT4 | ImageSide, place: str) -> None:
     """Raise CheckpointError unless the model's parts are those that the checkpoint was trained with."""
     for name in FROZEN_PARTS if hasattr(model, "language_model") else IMAGE_PARTS:
-        theirs = manifest.parts.get(name)
-        if theirs is None:
-            raise CheckpointError(f"{place}: its manifest does not describe the {name}")
-        ours = _identify_part(model, name, manifest.trained, with_fingerprint=bool(theirs.fingerprint))
-        check_sizes(name, theirs, ours, place)
-        if theirs.type and theirs.type != ours.type:
-            raise CheckpointError(f"{place}: trained with the {name} {theirs.type}; yours is {ours.type}")
-        if not theirs.fingerprint:
-            continue
-        changed = [
-            f"{key} {theirs.settings.get(key)} (yours: {ours.settings.get(key)})"
-            for key in sorted(theirs.settings.keys() | ours.settings.keys())
-            if theirs.settings.get(key) != ours.settings.get(key)
-        ]
-        if changed:
-            raise CheckpointError(f"{place}: trained with other settings of the {name}: {', '.join(changed)}")
-        if theirs.fingerprint != ours.fingerprint:
-            raise CheckpointError(
-                f"{place}: trained with another {name}: of the same size, but its weights differ "
-                f"(fingerprint {theirs.fingerprint}, from {theirs.source!r}; "
-                f"yours {ours.fingerprint}, from {ours.source!r}); use the one it was trained with"
-            )
+        check_part(manifest, model, name, place)
+
+
+def check_part(manifest: Manifest, model: MiniGPT4 | ImageSide, name: str, place: str) -> None:
+    """Raise CheckpointError unless one part of the model is the one that the checkpoint was trained with."""
+    theirs = known_part(manifest, name, place)
+    tensors = model.frozen_tensors(name, manifest.trained)
+    ours = identify_part(getattr(model, name), tensors, with_fingerprint=bool(theirs.fingerprint))
+    check_same(name, theirs, ours, place)
+
+
+def known_part(manifest: Manifest, name: str, place: str) -> PartIdentity:
+    """Return a part that a checkpoint was trained with, or raise CheckpointError if its manifest lacks it."""
+    theirs = manifest.parts.get(name)
+    if theirs is None:
+        raise CheckpointError(f"{place}: its manifest does not describe the {name}")
+    return theirs
+
+
+def check_same(name: str, theirs: PartIdentity, ours: PartIdentity, place: str) -> None:
+    """Raise CheckpointError unless two parts are the same, as far as their identities say.
+
+    Args:
+        name: of the part.
+        theirs: the part that the checkpoint was trained with.
+        ours: the part that it is used with.
+        place: the checkpoint, for the message.
+    """
+    check_sizes(name, theirs, ours, place)
+    if theirs.type and theirs.type != ours.type:
+        raise CheckpointError(f"{place}: trained with the {name} {theirs.type}; yours is {ours.type}")
+    if not theirs.fingerprint:
+        return
+    changed = [
+        f"{key} {theirs.settings.get(key)} (yours: {ours.settings.get(key)})"
+        for key in sorted(theirs.settings.keys() | ours.settings.keys())
+        if theirs.settings.get(key) != ours.settings.get(key)
+    ]
+    if changed:
+        raise CheckpointError(f"{place}: trained with other settings of the {name}: {', '.join(changed)}")
+    if theirs.fingerprint != ours.fingerprint:
+        raise CheckpointError(
+            f"{place}: trained with another {name}: of the same size, but its weights differ "
+            f"(fingerprint {theirs.fingerprint}, from {theirs.source!r}; "
+            f"yours {ours.fingerprint}, from {ours.source!r}); use the one it was trained with"
+        )
 
 
 def check_sizes(name: str, theirs: PartIdentity, ours: PartIdentity, place: str) -> None:

@@ -59,8 +59,15 @@ class Start:
         )
         return cls(place, released.manifest, lambda: released.tensors)
 
-    def check_language_model(self, path: str) -> None:
-        """Raise CheckpointError if the config of the language model at `path` declares another width."""
+    def check_language_model(self, path: str, trained_with: str = "") -> None:
+        """Raise CheckpointError if the config of the language model at `path` declares another width.
+
+        So it may if that of `trained_with`, from which the projection is then moved, declares the right one.
+        """
+        if trained_with and self.manifest.parts.get("language_model"):
+            width = declared_width(resolve(trained_with))
+            if width in (0, self.manifest.parts["language_model"].width):
+                return
         theirs, width = self.manifest.parts.get("language_model"), declared_width(resolve(path))
         if theirs is not None and width:
             check_sizes("language_model", theirs, PartIdentity("", path, width, ""), str(self.place))

@@ -340,3 +340,26 @@ class EasyVQAConfig(SourceConfig):
         odd = [kind for kind, number in self.ask.items() if kind != "what" and number % 2]
         if odd:
             raise ValueError(f"ask.{odd[0]} must be even, found {self.ask[odd[0]]}")
+
+
+@settings
+class CrossedVQAConfig(SourceConfig):
+    """easy-VQA in pairs of images that are asked the same questions, with opposite answers: the model has to compare
+    image and question from the first step on. In groups of eight, one image of each colour."""
+
+    path: Annotated[str, FilePath()]
+    """The folder with `train/` and `test/`, or `asset:NAME`."""
+    split: Literal["train", "test"] = "train"
+    """The part of the data set."""
+    image_range: tuple[Annotated[int, Ge(0)], Annotated[int, Ge(0)]] = (0, 0)
+    """Images from the first number up to, not including, the second; (0, 0) uses all."""
+    what: Annotated[int, Ge(0)] = 1
+    """Questions for the colour or the shape per image, at most its own."""
+    described: Annotated[float, Ge(0), Le(1)] = 0.2
+    """Share of the images that are described, too."""
+    negated: Annotated[float, Ge(0), Le(1)] = 0.5
+    """Share of the pairs whose questions are negated ("is there not a red shape?")."""
+    negated_after: Annotated[int, Ge(0)] = 0
+    """Samples of the stream before the first negated question: they are easier once the plain ones are known."""
+    prompts: str = "alignment"
+    """Instructions answered by a description: a shipped file in `prompts/`, or a path."""

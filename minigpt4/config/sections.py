@@ -31,11 +31,16 @@ OWN_TEMPLATE = "tokenizer"
 
 @settings
 class StartConfig:
-    """Where a new `llama_proj` starts; no effect with `model.init_from`, or in a run that is resumed."""
+    """Where `llama_proj` starts in a new run, if not with the weights of a checkpoint as they are."""
 
     ridge: Annotated[int, Ge(0)] = 0
     """Training samples from which it is computed in closed form, so that image tokens read like the words of the texts
-    that the image features tell; 0: random weights. A few hundred to a few thousand are enough."""
+    that the image features tell; 0: random weights. A few hundred to a few thousand are enough. No effect with
+    `model.init_from`."""
+    trained_with: Annotated[str, FilePath()] = ""
+    """The language model that the checkpoint in `model.init_from` was trained with, where it is not this model's own:
+    the projection is moved to this one through the embeds of the words that both have. Empty: a checkpoint of another
+    language model is refused."""
 
 
 @settings
@@ -174,6 +179,11 @@ class RunConfig:
     """Steps between two validations on `datasets.validation`, if there is one; 0: at the end only."""
     validation_samples: Annotated[int, Ge(1)] = 256
     """Samples of the validation set that are used, the same ones each time."""
+    sample_image: Annotated[str, FilePath()] = ""
+    """Image that the model is asked about at the start and at each validation, so that the log shows how its answer
+    changes; `shipped:` begins the path of a file that travels with the package. Empty: nothing is asked."""
+    sample_question: str = "Describe this image in detail."
+    """The question about `sample_image`."""
 
     max_skipped_fraction: Annotated[float, Ge(0), Le(1)] = 0.05
     """The run stops when more than this fraction of all samples was skipped (from 200 samples on)."""
@@ -241,10 +251,13 @@ class EvaluationConfig:
     """Longest answer in tokens."""
     shuffle_images: bool = False
     """Control: ask each question about an image of another colour and another shape, and keep the expected answer."""
+    control: bool = False
+    """Ask about their own images first, and then the same questions about other ones, as `shuffle_images` does."""
     device: Device = "auto"
     """Where to compute; `auto` uses the accelerator if there is one."""
     output: str = ""
-    """File for the result and every answer, as JSON lines; empty writes none."""
+    """File for the result and every answer, as JSON lines; that of the control gets `_control` in its name. Empty
+    writes none."""
     seed: int = 42
     """Seed of the sample of questions and of the shuffle."""
 

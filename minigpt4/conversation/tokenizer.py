@@ -20,6 +20,8 @@ from minigpt4.errors import WeightsError
 
 PLAIN_SENTENCE = "The cat sat on a mat, and it looked at me."
 LLAMA_SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+"""A SentencePiece token for one byte."""
 TextPiece = tuple[str, bool]
 """Text, and whether it is the template's own (else content)."""
 Place = Literal["start", "after a mark", "after a greedy mark", "inside"]
@@ -134,6 +136,19 @@ class TextTokenizer:
         """Return the ids of `piece` behind a word; at the start of a text it may be tokenised in another way."""
         word: TextPiece = ("a", False)
         return self.tokenize([word, piece])[len(self.tokenize([word])) :]
+
+    def words(self, rows: int) -> dict[str, int]:
+        """Return the ids below `rows` whose tokens are plain ASCII text, by that text; first tokens have a blank.
+
+        SentencePiece and byte-level vocabularies write this blank in different ways; here both are the same.
+        """
+        found: dict[str, int] = {}
+        for token, number in sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1]):
+            text = token.replace("\u2581", " ").replace("\u0120", " ")
+            plain = text.isascii() and any(c.isalnum() for c in text) and not _BYTE.fullmatch(text)
+            if plain and number < rows and number not in self._special_ids:
+                found.setdefault(text, number)
+        return found
 
     def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
         """Return the text of `ids`."""

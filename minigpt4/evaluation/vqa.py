@@ -63,16 +63,29 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class VqaScore:
-    """The result: for all questions, by kind, and every answer."""
+    """The result: for all questions, by kind, and every answer.
+
+    Attributes:
+        overall: of all questions.
+        by_kind: of the questions of each kind.
+        answers: in the order of the questions.
+        control: the result of the same questions about other images, if they were asked.
+    """
 
     overall: Accuracy
     by_kind: dict[str, Accuracy]
     answers: list[str]
+    control: VqaScore | None = None
 
     def table(self) -> str:
-        """Return the result as lines of text."""
+        """Return the result as lines of text, the control next to it."""
         rows = [("all questions", self.overall), *sorted(self.by_kind.items())]
-        return "\n".join(f"{name:<18}{rate}" for name, rate in rows)
+        if self.control is None:
+            return "\n".join(f"{name:<18}{rate}" for name, rate in rows)
+        others = {"all questions": self.control.overall, **self.control.by_kind}
+        lines = [f"{'':<18}{'their own images':<54}images of another colour and shape (control)"]
+        lines += [f"{name:<18}{rate!s:<54}{others.get(name, '')!s}" for name, rate in rows]
+        return "\n".join(line.rstrip() for line in lines)
 
 
 def normalise(text: str) -> str:

@@ -44,27 +44,39 @@ class EvaluateRunner:
         return self.evaluate(load_configured(self.config, self.settings.device))
 
     def evaluate(self, loaded: LoadedModel) -> VqaScore:
-        """Evaluate a loaded model; the result is logged, and written to `evaluation.output` if that is set."""
-        asked = self._asked()
-        started = time.monotonic()
+        """Evaluate a loaded model; the result is logged, and written to `evaluation.output` if that is set.
+
+        With `evaluation.control` the same questions are asked about other images, too.
+        """
         engine = Engine(loaded)
+        result = self._score(engine, shuffled=self.settings.shuffle_images)
+        if self.settings.control and not self.settings.shuffle_images:
+            result = replace(result, control=self._score(engine, shuffled=True))
+        return result
+
+    def _score(self, engine: Engine, *, shuffled: bool) -> VqaScore:
+        """Ask the questions, about other images if `shuffled`."""
+        asked = self._asked(shuffled=shuffled)
+        started = time.monotonic()
         decoding = replace(self.config.chat, max_new_tokens=self.settings.max_new_tokens, temperature=0.0)
         answers: list[str] = []
         size = self.settings.batch_size
         for start in tqdm(range(0, len(asked), size), desc="evaluating", unit="batch"):
             answers += engine.answer(_prompts(engine, asked[start : start + size]), decoding)
         result = score(asked, answers)
-        what = "images of other questions" if self.settings.shuffle_images else "their own images"
+        what = "images of other questions" if shuffled else "their own images"
         seconds = time.monotonic() - started
         _log.info(
             "%d questions about %s: %.1f %% correct, %.0f s", len(asked), what, 100 * result.overall.value, seconds
         )
         if self.settings.output:
-            self._write(Path(self.settings.output), asked, result)
+            file = Path(self.settings.output)
+            is_control = shuffled and not self.settings.shuffle_images
+            self._write(file.with_stem(f"{file.stem}_control") if is_control else file, asked, result, shuffled)
         return result
 
-    def _asked(self) -> list[VqaQuestion]:
-        """Return the fixed sample of questions, with other images if `shuffle_images` is set."""
+    def _asked(self, *, shuffled: bool) -> list[VqaQuestion]:
+        """Return the fixed sample of questions, with other images if `shuffled`."""
         folder = resolve(self.settings.path)
         by_image: dict[Path, list[Question]] = defaultdict(list)
         every = []
@@ -73,19 +85,19 @@ class EvaluateRunner:
             by_image[image].append(q)
             every.append(VqaQuestion(q.text, q.answer, q.kind, image))
         asked = draw(every, self.settings.samples, self.settings.seed)
-        if not self.settings.shuffle_images:
+        if not shuffled:
             return asked
         facts = {image: facts_of(group) for image, group in by_image.items()}
         return with_other_images(asked, facts, self.settings.seed)
 
-    def _write(self, file: Path, asked: list[VqaQuestion], result: VqaScore) -> None:
+    def _write(self, file: Path, asked: list[VqaQuestion], result: VqaScore, shuffled: bool) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         low, high = result.overall.interval
         head = {
             "accuracy": result.overall.value,
             "interval95": [low, high],
             "questions": result.overall.total,
-            "shuffled_images": self.settings.shuffle_images,
+            "shuffled_images": shuffled,
             "by_kind": {kind: rate.value for kind, rate in sorted(result.by_kind.items())},
         }
         rows = [

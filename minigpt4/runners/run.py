@@ -6,6 +6,7 @@ Input: a `Config` and the accelerator. Output: a `Run`, ready for its first step
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ class Run:
         metrics: `metrics.jsonl` and the trackers.
         snapshots: writes checkpoints.
         state: counters, and the sums since the last line of metrics.
+        started: when this process began to build the run, in seconds of the monotonic clock.
     """
 
     config: Config
@@ -68,6 +70,7 @@ class Run:
     metrics: MetricsLog
     snapshots: Snapshots
     state: TrainingState
+    started: float
 
     @property
     def model(self) -> MiniGPT4:
@@ -83,7 +86,7 @@ def check_run(config: Config) -> None:
     """
     problems = []
     try:
-        check_files(config, "model", "datasets", without=IMAGE_SIDE if config.datasets.feature_cache else ())
+        check_files(config, "model", "datasets", "run", without=IMAGE_SIDE if config.datasets.feature_cache else ())
     except ConfigError as error:
         problems += error.problems
     if not config.run.output_dir:
@@ -136,6 +139,7 @@ def build_run(config: Config, accelerator: Accelerator, checkpoint: Path | None)
     Raises:
         MiniGPT4Error: what is wrong, and what to do.
     """
+    started = time.monotonic()
     settings, folder = config.run, Path(config.run.output_dir)
     accumulation = accumulation_steps(settings, accelerator.num_processes)
     # Data before the model: a missing file is found in a second, a model takes minutes to load.
@@ -200,6 +204,7 @@ def build_run(config: Config, accelerator: Accelerator, checkpoint: Path | None)
         metrics=metrics,
         snapshots=snapshots,
         state=state,
+        started=started,
     )
 
 

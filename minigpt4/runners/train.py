@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -33,6 +34,7 @@ from minigpt4.runners.distributed import (
 from minigpt4.runners.folder import log_file, own_folder
 from minigpt4.runners.metrics import wanted_trackers
 from minigpt4.runners.run import Run, build_run, check_run, expects_images, find_resume_point, set_training_mode
+from minigpt4.runners.sample import sample_answer
 from minigpt4.runners.schedule import learning_rate
 from minigpt4.runners.state import Interval, Progress, TrainingState
 from minigpt4.runners.validation import validation_losses
@@ -107,6 +109,8 @@ def _train(run: Run) -> None:
     def is_due(every: int) -> bool:
         return progress.step == settings.total_steps or (every > 0 and progress.step % every == 0)
 
+    if progress.step == 0:
+        show_answer(run)
     run.state.speed.restart()  # loading does not belong to the first step
     with tqdm(
         initial=progress.step, total=settings.total_steps, desc=Path(settings.output_dir).name, unit="step"
@@ -121,6 +125,7 @@ def _train(run: Run) -> None:
                 save(run)
             if is_due(settings.validate_every_steps):
                 validate(run)
+                show_answer(run)
             if stops:
                 raise RunStoppedError(
                     f"stopped by {signal.Signals(stop.agreed).name} after step {progress.step} of "
@@ -241,6 +246,22 @@ def validate(run: Run) -> None:
         )
     if run.accelerator.is_main_process and result.ignores_images:
         _log.warning("the model ignores its images: with the images of other samples its loss is no worse")
+
+
+def show_answer(run: Run) -> None:
+    """Log the answer to `run.sample_question`, if there is an image to ask about; every rank must call this."""
+    settings = run.config.run
+    answer = sample_answer(run.loaded, settings, run.accelerator)
+    set_training_mode(run.model, settings)
+    if settings.sample_image:
+        _log.info(
+            "step %d of %d, %.0f s: %s -> %s",
+            run.state.progress.step,
+            settings.total_steps,
+            time.monotonic() - run.started,
+            settings.sample_question,
+            answer or "(nothing)",
+        )
 
 
 def save(run: Run) -> None:

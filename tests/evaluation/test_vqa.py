@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,15 @@ def test_other_images_differ_in_every_fact_and_keep_the_answers(seed):
     assert all(len(p) == 1 for p in partners.values())
     known = [q for q in QUESTIONS if None not in FACTS[q.image]]
     assert len(found) == len(known)  # an image of which something is unknown has no partner
+
+
+def test_a_control_stands_next_to_the_score():
+    asked = [VqaQuestion("what color is the shape?", "red", "colour", Path("1.png"))] * 4
+    own, other = score(asked, ["red"] * 4), score(asked, ["red", "blue", "blue", "blue"])
+    plain = own.table().splitlines()
+    lines = replace(own, control=other).table().splitlines()
+    assert "control" in lines[0]
+    assert [line[:18].strip() for line in lines[1:]] == ["all questions", "colour"]
+    for line, alone in zip(lines[1:], plain, strict=True):
+        assert line.startswith(alone)
+        assert "25.0 %  (1 of 4" in line
