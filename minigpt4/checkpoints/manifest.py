@@ -18,13 +18,13 @@ from pydantic import ValidationError
 from minigpt4.config.schema import adapter
 from minigpt4.errors import CheckpointError
 from minigpt4.strict_json import parse_json
-from minigpt4.weights import fingerprint
 
 if TYPE_CHECKING:  # a manifest is read without the libraries of the models
     from minigpt4.models.image_side import ImageSide
     from minigpt4.models.minigpt4 import MiniGPT4
 
-FILE = "manifest.json"
+FILE, WEIGHTS, LATEST = "manifest.json", "model.safetensors", "latest"
+"""Names in the folder of a checkpoint, and of the link to the newest one."""
 FORMAT = 2
 IMAGE_PARTS = ("vision_encoder", "resampler")
 FROZEN_PARTS = (*IMAGE_PARTS, "language_model")
@@ -132,6 +132,8 @@ def _identify_part(
     model: MiniGPT4 | ImageSide, name: str, trained: Collection[str], *, with_fingerprint: bool = True
 ) -> PartIdentity:
     """Return the identity of one part; a fingerprint reads from every tensor, which may be slow the first time."""
+    from minigpt4.weights import fingerprint
+
     part, is_llm = getattr(model, name), name == "language_model"
     if (recorded := getattr(part, "identity", None)) is not None:  # it stands for a part whose outputs are cached
         return PartIdentity(**recorded)
