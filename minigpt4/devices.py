@@ -144,8 +144,8 @@ def return_freed_memory() -> None:
     """Make every large block that this process frees go back to the system at once; does nothing without glibc.
 
     For processes that run for long. By default, glibc soon takes blocks of up to 32 MB, such as decoded images, from
-    heaps of 64 MB, and a single small object keeps such a heap in memory: a service grew by 13 % over 1,000 requests,
-    and training on a CPU took a third more memory than its tensors.
+    heaps of 64 MB, and a single small object keeps such a heap in memory: a service grew by 13 % over 1,000 requests.
+    In training it would cost more time than it is worth: the system clears every block again.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option is not None:

@@ -167,6 +167,11 @@ LIGHT = [
         ["export", "mini", "--to", "huggingface", "--out", "x", "--options", "run.sed=1"],
     ),
     ["chat", "--cfg-path", str(ROOT / "eval_configs" / "mini"), "--options", "run.sed=1"],
+    *(["plan", "gone"], ["cache", "mini_stage1", "--options", "run.sed=1"]),
+]
+LIGHT_AND_DONE = [
+    ["inspect", str(ROOT / "eval_configs/mini")],
+    ["inspect", str(ROOT / "eval_configs/mini/model.safetensors")],
 ]
 
 
@@ -175,7 +180,7 @@ def test_nothing_heavy_is_imported_before_arguments_and_config_are_checked() -> 
     code = f"""
 import sys
 from minigpt4.cli import main
-for arguments in {LIGHT!r}:
+for arguments in {LIGHT + LIGHT_AND_DONE!r}:
     try:
         status = main(arguments)
     except SystemExit as end:
@@ -186,7 +191,9 @@ for arguments in {LIGHT!r}:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     found = [line.removeprefix("STATUS ") for line in done.stdout.splitlines() if line.startswith("STATUS")]
-    assert found == ["0", "0", "0", "2", "2", "0", "0", *["1"] * (len(LIGHT) - 7)], done.stderr
+    assert found == ["0", "0", "0", "2", "2", "0", "0", *["1"] * (len(LIGHT) - 7), *["0"] * len(LIGHT_AND_DONE)], (
+        done.stderr
+    )
 
 
 def test_list_shows_every_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,21 +9,23 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from minigpt4.assets import PREFIX
 from minigpt4.checkpoints.manifest import FILE as MANIFEST
-from minigpt4.checkpoints.manifest import Manifest
-from minigpt4.checkpoints.released import is_released, read_released
-from minigpt4.checkpoints.store import LATEST, WEIGHTS
+from minigpt4.checkpoints.manifest import LATEST, WEIGHTS, Manifest
+from minigpt4.checkpoints.released import inspect_released, is_released
 from minigpt4.config import Config
 from minigpt4.conversation.tokenizer_files import has_tokenizer
 from minigpt4.errors import ConfigError, MiniGPT4Error, MissingDependencyError, WeightsError
 from minigpt4.models.blip2_weights import folder_config, is_blip2_folder
 from minigpt4.models.language_model_files import weight_files
-from minigpt4.weights import read_pickle, read_tensors
+from minigpt4.tensor_headers import Header, content_of_pickle, headers_of, headers_of_safetensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tensors = Mapping[str, "Tensor | Header"]
 
 ENCODER, RESAMPLER = "model.vision_encoder.weights", "model.resampler.weights"
 TOWER = "model.vision_encoder.path"
@@ -77,9 +79,9 @@ def inspect(path: str | Path) -> Inspection:
         return _gguf(path)
     if path.suffix == ".safetensors" and (path.parent / MANIFEST).is_file():
         return _checkpoint(path.parent)
-    if path.suffix == ".pt" and path.is_file() and isinstance(lone := read_pickle(path), Tensor):
+    if path.suffix == ".pt" and path.is_file() and (lone := _single(path)) is not None:
         return _lone(path, lone)
-    return _tensors(path, read_tensors(path))
+    return _tensors(path, _read(path))
 
 
 def check_kinds(config: Config) -> None:
@@ -110,7 +112,7 @@ def check_kinds(config: Config) -> None:
         raise ConfigError(problems)
 
 
-def _tensors(path: Path, tensors: Mapping[str, Tensor]) -> Inspection:
+def _tensors(path: Path, tensors: Tensors) -> Inspection:
     """Recognise a file by the names of its tensors."""
     facts = [_size(path, tensors)]
     if is_released(tensors):
@@ -123,21 +125,51 @@ def _tensors(path: Path, tensors: Mapping[str, Tensor]) -> Inspection:
     return Inspection(path, "weights of an unknown model", (), [*facts, f"its first tensors: {first}"])
 
 
-def _lone(path: Path, tensor: Tensor) -> Inspection:
+def _read(path: Path) -> Tensors:
+    """Return the tensors of a file or their headers: torch is imported only for files that are not as usual.
+
+    Raises:
+        WeightsError: it is missing or damaged.
+    """
+    if path.is_file():
+        is_safe = path.suffix == ".safetensors"
+        found = headers_of_safetensors(path) if is_safe else headers_of(content_of_pickle(path))
+        if found:
+            return found
+    from minigpt4.weights import read_tensors
+
+    return read_tensors(path)
+
+
+def _single(path: Path) -> Tensor | Header | None:
+    """Return the tensor that is all of a pickle, or None if the file holds something else."""
+    content = content_of_pickle(path)
+    if content is None:
+        from torch import Tensor
+
+        from minigpt4.weights import read_pickle
+
+        content = read_pickle(path)
+        return content if isinstance(content, Tensor) else None
+    return content if isinstance(content, Header) else None
+
+
+def _lone(path: Path, tensor: Tensor | Header) -> Inspection:
     """Recognise a file of one tensor."""
     shape = " x ".join(map(str, tensor.shape))
     if tensor.ndim != 2:
         return Inspection(path, f"a single tensor of {shape}, which cannot be used")
     what = "prompt embeds, as `export --to prompt-embeds` writes them"
-    return Inspection(path, what, (), [f"{shape} (tokens x width of the language model), {tensor.dtype}"])
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return Inspection(path, what, (), [f"{shape} (tokens x width of the language model), torch.{kind}"])
 
 
-def _has(tensors: Mapping[str, Tensor], **dimensions: int) -> bool:
+def _has(tensors: Tensors, **dimensions: int) -> bool:
     """Whether there are tensors of these names with these numbers of dimensions."""
     return all(name in tensors and tensors[name].ndim == number for name, number in dimensions.items())
 
 
-def _eva(path: Path, tensors: Mapping[str, Tensor], facts: list[str]) -> Inspection:
+def _eva(path: Path, tensors: Tensors, facts: list[str]) -> Inspection:
     width, patch = (tensors["patch_embed.proj.weight"].shape[n] for n in (0, 3))
     side = int((tensors["pos_embed"].shape[1] - 1) ** 0.5) * patch
     blocks = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
@@ -151,7 +183,7 @@ def _eva(path: Path, tensors: Mapping[str, Tensor], facts: list[str]) -> Inspect
     return Inspection(path, "EVA-CLIP ViT-g, the image encoder", (ENCODER,), facts)
 
 
-def _qformer(path: Path, tensors: Mapping[str, Tensor], facts: list[str]) -> Inspection:
+def _qformer(path: Path, tensors: Tensors, facts: list[str]) -> Inspection:
     _, queries, width = tensors["query_tokens"].shape
     at = "Qformer.bert.encoder.layer."
     layers = {name.removeprefix(at).split(".")[0] for name in tensors if name.startswith(at)}
@@ -169,7 +201,7 @@ def _qformer(path: Path, tensors: Mapping[str, Tensor], facts: list[str]) -> Ins
 
 
 def _released(path: Path, facts: list[str]) -> Inspection:
-    released = read_released(path)
+    released = inspect_released(path)
     width, query_width = released.tensors["llama_proj.weight"].shape
     facts += [f"llama_proj from query features {query_width} wide to a language model {width} wide"]
     stage = f"stage {released.manifest.stage}" if released.manifest.stage else "unknown stage"
@@ -191,6 +223,8 @@ def _folder(path: Path) -> Inspection:
         return Inspection(path, f"run folder; its newest checkpoint is {latest}")
     config = folder_config(path)
     if is_blip2_folder(path):
+        from minigpt4.weights import read_tensors  # in the shards that the index names
+
         names = read_tensors(path, lambda name: name == "query_tokens")
         queries = f"{names['query_tokens'].shape[1]} queries" if names else "no query_tokens, so no Q-Former"
         text = config.get("text_config")
@@ -216,7 +250,7 @@ def _folder(path: Path) -> Inspection:
 
 def _checkpoint(folder: Path) -> Inspection:
     manifest = Manifest.read(folder)
-    trained = read_tensors(folder / WEIGHTS)
+    trained = _read(folder / WEIGHTS)
     facts = [
         _size(folder / WEIGHTS, trained),
         f"step {manifest.step} of {manifest.total_steps}; stage {manifest.stage or 'unknown'}; "
@@ -295,7 +329,7 @@ def _gguf(path: Path) -> Inspection:
     return Inspection(path, f"GGUF language model ({family})", (LANGUAGE_MODEL,), facts)
 
 
-def _size(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def _size(path: Path, tensors: Tensors) -> str:
     numbers = sum(tensor.numel() for tensor in tensors.values())
     kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
     precision = ", ".join(kind for kind, _ in kinds.most_common())

@@ -18,7 +18,6 @@ from pydantic import ValidationError
 from minigpt4.config.schema import adapter
 from minigpt4.errors import CheckpointError
 from minigpt4.strict_json import parse_json
-from minigpt4.weights import fingerprint
 
 if TYPE_CHECKING:  # a manifest is read without the libraries of the models
     from torch import Tensor
@@ -29,7 +28,8 @@ if TYPE_CHECKING:  # a manifest is read without the libraries of the models
     from minigpt4.models.resampler import Resampler
     from minigpt4.models.vision import VisionEncoder
 
-FILE = "manifest.json"
+FILE, WEIGHTS, LATEST = "manifest.json", "model.safetensors", "latest"
+"""Names in the folder of a checkpoint, and of the link to the newest one."""
 FORMAT = 2
 IMAGE_PARTS = ("vision_encoder", "resampler")
 FROZEN_PARTS = (*IMAGE_PARTS, "language_model")
@@ -147,6 +147,7 @@ def identify_part(
         with_fingerprint: whether to compute it; it is empty otherwise.
     """
     from minigpt4.models.language_model import LanguageModel
+    from minigpt4.weights import fingerprint
 
     if (recorded := getattr(part, "identity", None)) is not None:  # it stands for a part whose outputs are cached
         return PartIdentity(**recorded)

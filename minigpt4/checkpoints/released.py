@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from minigpt4.checkpoints.manifest import FORMAT, Manifest, PartIdentity
 from minigpt4.errors import CheckpointError
 from minigpt4.registry import TEMPLATES
+from minigpt4.tensor_headers import Header, content_of_pickle, headers_of
 from minigpt4.tensor_names import is_buffer
-from minigpt4.weights import read_pickle, tensors_of
+
+if TYPE_CHECKING:  # a file is inspected without torch
+    from torch import Tensor
 
 _PROJECTION = ("llama_proj.weight", "llama_proj.bias")
 
@@ -61,7 +62,7 @@ class Released:
     ignored: list[str]
 
 
-def is_released(tensors: Mapping[str, Tensor]) -> bool:
+def is_released(tensors: Mapping[str, Tensor | Header]) -> bool:
     """Whether these are the tensors of a file in the layout of the released ones."""
     weight, bias = (tensors.get(name) for name in _PROJECTION)
     return weight is not None and bias is not None and weight.ndim == 2 and bias.shape == weight.shape[:1]
@@ -74,8 +75,20 @@ def read_released(path: Path) -> Released:
         WeightsError: the file cannot be read, or contains foreign code.
         CheckpointError: it has another layout, or more than `llama_proj` was trained.
     """
+    from minigpt4.weights import read_pickle, tensors_of
+
     content = read_pickle(path)
-    found = tensors_of(content, path)
+    return _released(path, content, tensors_of(content, path))
+
+
+def inspect_released(path: Path) -> Released:
+    """Return the same as `read_released`, with headers in place of the tensors where torch is not needed to read it."""
+    content = content_of_pickle(path)
+    found = headers_of(content)
+    return _released(path, content, found) if found else read_released(path)
+
+
+def _released(path: Path, content: object, found: Mapping[str, Any]) -> Released:
     if not is_released(found):
         own = ", ".join([name for name in found if not is_buffer(name)][:3]) or "no tensors"
         raise CheckpointError(
@@ -96,7 +109,7 @@ def read_released(path: Path) -> Released:
     return Released(tensors, _manifest(content, tensors, release), release, ignored)
 
 
-def _manifest(content: Any, tensors: Mapping[str, Tensor], release: Release | None) -> Manifest:
+def _manifest(content: Any, tensors: Mapping[str, Tensor | Header], release: Release | None) -> Manifest:
     """Return what a released file says about itself, as the manifest of a checkpoint."""
     width, query_width = (int(n) for n in tensors["llama_proj.weight"].shape)
     parts = {

@@ -22,14 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minigpt4.checkpoints.manifest import FILE as MANIFEST
-from minigpt4.checkpoints.manifest import Manifest
+from minigpt4.checkpoints.manifest import LATEST, WEIGHTS, Manifest
 from minigpt4.errors import CheckpointError, MiniGPT4Error
 from minigpt4.weights import read_tensors
 
-WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
 STATE = "training_state.pt"
-LATEST = "latest"
 STATE_KEYS = {"optimizer", "scaler", "progress", "window", "positions", "random_states", "readers"}
 """What `training_state.pt` must hold."""
 _log = logging.getLogger(__name__)

@@ -7,15 +7,14 @@ Output: the tensors of one part of our model.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from minigpt4.errors import WeightsError
 from minigpt4.strict_json import parse_json
 from minigpt4.tensor_names import from_blip2, from_published, to_blip2
-from minigpt4.weights import read_tensors
+
+if TYPE_CHECKING:  # a folder is recognised without torch
+    from torch import Tensor
 
 _VIT = "vision_encoder.vit."
 
@@ -44,6 +43,8 @@ def read_part(path: Path, part: str) -> dict[str, Tensor]:
     Raises:
         WeightsError: the files are damaged.
     """
+    from minigpt4.weights import read_tensors
+
     our_name = from_blip2 if is_blip2_folder(path) else from_published
     tensors = read_tensors(path, lambda name: our_name(name).startswith(part))
     return {our_name(name).removeprefix(part): tensor for name, tensor in tensors.items()}
@@ -58,6 +59,10 @@ def read_vit(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the files are damaged, or the encoder has a bias for keys, which EVA-ViT-g does not have.
     """
+    import torch
+
+    from minigpt4.weights import read_tensors
+
     if not is_blip2_folder(path):
         return read_tensors(path)
     tensors = read_part(path, _VIT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from minigpt4.errors import WeightsError
-from minigpt4.weights import read_index, read_pickle, read_tensors
+from minigpt4.tensor_headers import content_of_pickle, headers_of_safetensors
 
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """The files that transformers looks for, in its order; an index and shards may take the place of each."""
@@ -26,7 +26,12 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder}: {len(missing)} of {len(files)} shards are missing, the first: {missing[0]}; copy them here"
         )
     for file in files:
-        if file.suffix == ".safetensors":
+        is_safe = file.suffix == ".safetensors"
+        if (headers_of_safetensors(file) if is_safe else content_of_pickle(file)) is not None:
+            continue
+        from minigpt4.weights import read_pickle, read_tensors  # which say what is wrong
+
+        if is_safe:
             read_tensors(file, lambda name: False)
         else:
             read_pickle(file)
@@ -38,4 +43,8 @@ def _files_of(folder: Path, name: str) -> list[Path]:
     index = folder / f"{name}.index.json"
     if (folder / name).is_file():
         return [folder / name]
-    return [folder / shard for shard in sorted(set(read_index(index).values()))] if index.is_file() else []
+    if not index.is_file():
+        return []
+    from minigpt4.weights import read_index
+
+    return [folder / shard for shard in sorted(set(read_index(index).values()))]

@@ -21,7 +21,6 @@ from accelerate.utils import tqdm
 from minigpt4.batch import Batch
 from minigpt4.checkpoints.assemble import LoadedModel
 from minigpt4.config import Config
-from minigpt4.devices import return_freed_memory
 from minigpt4.errors import RunStoppedError, TrainingError
 from minigpt4.models.language_model import LanguageModel
 from minigpt4.runners.distributed import (
@@ -65,7 +64,6 @@ class TrainRunner:
             MiniGPT4Error: what is wrong, and what to do.
         """
         folder, progress = Path(self.config.run.output_dir), Progress()
-        return_freed_memory()
         accelerator = build_accelerator(self.config.run, wanted_trackers(self.config.tracking), folder)
         with ExitStack() as stack:
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minigpt4 import load_model
-from minigpt4.checkpoints.manifest import Manifest
-from minigpt4.checkpoints.store import STATE, WEIGHTS, CheckpointStore, read_state, read_trained
+from minigpt4.checkpoints.manifest import WEIGHTS, Manifest
+from minigpt4.checkpoints.store import STATE, CheckpointStore, read_state, read_trained
 from minigpt4.errors import CheckpointError, MiniGPT4Error
 from tests.checkpoints.parts import save
 from tests.runners.parts import train
