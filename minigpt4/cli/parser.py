@@ -38,8 +38,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_config(train, default=None)
     train.set_defaults(verb=verbs.train)
 
-    evaluate = named.add_parser("evaluate", help="score a model on easy-VQA's test split", parents=[common])
+    evaluate = named.add_parser(
+        "evaluate", help="ask a model questions with known answers, and score it", parents=[common]
+    )
     _add_config(evaluate)
+    evaluate.add_argument(
+        "--rescore", default="", metavar="FILE", help="score the answers in this file again, without a model"
+    )
     evaluate.set_defaults(verb=verbs.evaluate)
 
     chat = named.add_parser("chat", help="ask about images in the terminal", parents=[common])
