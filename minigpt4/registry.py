@@ -191,6 +191,7 @@ SCORERS = Registry(
         "vqa": "minigpt4.evaluation.scorers.vqa:official",
         "vizwiz": "minigpt4.evaluation.scorers.vqa:vizwiz",
         "choices": "minigpt4.evaluation.scorers.choices:choices",
+        "captions": "minigpt4.evaluation.scorers.captions:captions",
     },
 )
 
@@ -199,6 +200,9 @@ TASKS = Registry(
     {
         "easy_vqa": ("minigpt4.evaluation.tasks.easy_vqa:EasyVqaTask", f"{_TASKS}:EasyVqaTaskConfig"),
         "rows": ("minigpt4.evaluation.tasks.rows:RowsTask", f"{_TASKS}:RowsTaskConfig"),
+        "captions": ("minigpt4.evaluation.tasks.captions:CaptionsTask", f"{_TASKS}:CaptionsTaskConfig"),
+        "vqa": ("minigpt4.evaluation.tasks.vqa:VqaTask", f"{_TASKS}:VqaTaskConfig"),
+        "pope": ("minigpt4.evaluation.tasks.pope:PopeTask", f"{_TASKS}:PopeTaskConfig"),
     },
 )
 

@@ -89,23 +89,6 @@ class VqaTaskConfig(TaskConfig):
 
 
 @settings
-class ChoicesTaskConfig(TaskConfig):
-    """Multiple choice: every choice is scored by its likelihood, both length-normalised and by the published rule."""
-
-    layout: Literal["aokvqa", "scienceqa", "iconqa"] = "aokvqa"
-    """`aokvqa`: a list of questions. `scienceqa`: `problems.json`, questions with an image. `iconqa`:
-    `choose_text_val.json`, as the published evaluation code reads it."""
-    questions: Annotated[str, FilePath()]
-    """The file of questions."""
-    image_dir: Annotated[str, FilePath()]
-    """Folder of the images."""
-    image_name: str = ""
-    """File name for an image number; empty: the name of the layout."""
-    split: str = "test"
-    """The split of `scienceqa`; the others have one split per file."""
-
-
-@settings
 class PopeTaskConfig(TaskConfig):
     """POPE: is an object in the image? Accuracy, precision, recall, F1 and the share of yes, for each split."""
 
@@ -114,34 +97,4 @@ class PopeTaskConfig(TaskConfig):
     image_dir: Annotated[str, FilePath()]
     """Folder of the images."""
     max_new_tokens: Annotated[int, Ge(0)] = 20
-    """Longest answer in tokens; 0 is `evaluation.max_new_tokens`."""
-
-
-@settings
-class ChairTaskConfig(TaskConfig):
-    """CHAIR: the share of objects in a caption that are not in the image, by COCO's segments and captions."""
-
-    prompt: str = "Please describe this image as detailed as possible."
-    """What the model is asked (default: the long prompt of the paper's Table 6)."""
-    max_new_tokens: Annotated[int, Ge(0)] = 300
-    """Longest caption in tokens; 0 is `evaluation.max_new_tokens`."""
-    instances: Annotated[str, FilePath()]
-    """`instances_val2014.json`: the objects of each image."""
-    captions: Annotated[str, FilePath()]
-    """`captions_val2014.json`: the captions, whose objects count as being there."""
-    image_dir: Annotated[str, FilePath()]
-    """Folder of the images."""
-
-
-@settings
-class FailuresTaskConfig(TaskConfig):
-    """The paper's Table 3: how many detailed captions and poems fail, by a rule-based detector."""
-
-    image_dir: Annotated[str, FilePath()]
-    """Folder of the images, or `asset:easy-vqa`, whose test images are used."""
-    caption_prompt: str = "Describe the image in detail."
-    """The prompt for a detailed caption (paper, Table 3)."""
-    poem_prompt: str = "Can you write a beautiful poem about this image?"
-    """The prompt for a poem (paper, Table 3)."""
-    max_new_tokens: Annotated[int, Ge(0)] = 300
     """Longest answer in tokens; 0 is `evaluation.max_new_tokens`."""

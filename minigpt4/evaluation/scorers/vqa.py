@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 from minigpt4.evaluation.scorers.answers import Row, normalise
 from minigpt4.evaluation.statistics import Statistic, mean
@@ -69,6 +70,11 @@ def with_plain_words(text: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
+@lru_cache(maxsize=200_000)
+def _plain(text: str) -> str:
+    return with_plain_words(without_punctuation(text))
+
+
 def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
     """Return the official accuracy of one answer, 0..1.
 
@@ -79,8 +85,7 @@ def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
     given = answer.replace("\n", " ").replace("\t", " ").strip()
     known = [each.replace("\n", " ").replace("\t", " ").strip() for each in people]
     if len(set(known)) > 1:
-        known = [with_plain_words(without_punctuation(each)) for each in known]
-        given = with_plain_words(without_punctuation(given))
+        known, given = [_plain(each) for each in known], _plain(given)
     known, given = [each.lower() for each in known], given.lower()
     matches = Counter(known)[given]
     if not known:
