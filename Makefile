@@ -13,7 +13,7 @@ quickstart: $(VENV)/.mini
 	$(BIN)/python train.py --cfg-path configs/mini_stage2_presence.yaml --options run.resume=true
 	$(BIN)/python train.py --cfg-path configs/mini_stage2.yaml --options run.resume=true
 	@echo "== 1,000 questions about images it never saw, and the same questions about other images: the control"
-	$(BIN)/python -m minigpt4 evaluate --options evaluation.samples=1000 evaluation.control=true evaluation.batch_size=100 model.init_from=output/mini_stage2/checkpoints/latest evaluation.output=output/mini_stage2/score.jsonl
+	$(BIN)/python -m minigpt4 evaluate --options evaluation.samples=1000 'evaluation.controls=[shuffled]' evaluation.batch_size=100 model.init_from=output/mini_stage2/checkpoints/latest evaluation.output=output/mini_stage2/score.jsonl
 	@echo "== and a question about a held-out image"
 	$(BIN)/python -m minigpt4 chat --options model.init_from=output/mini_stage2/checkpoints/latest --image "$$($(BIN)/python -m minigpt4 assets easy-vqa --path)/test/images/7.png" --question "Describe this image in detail."
 

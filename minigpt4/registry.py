@@ -132,6 +132,7 @@ class Component:
 
 
 _PARTS = "minigpt4.config.parts"
+_TASKS = "minigpt4.config.tasks"
 
 MODELS = Registry("model", {"minigpt4": "minigpt4.models.minigpt4:MiniGPT4"})
 
@@ -197,6 +198,29 @@ TEMPLATES = Registry(
     {name: f"minigpt4.conversation.templates:{name.upper()}" for name in ("plain", "vicuna_v0", "llama2", "chatml")},
 )
 
+SCORERS = Registry(
+    "scorer",
+    {
+        "exact": "minigpt4.evaluation.scorers.answers:exact",
+        "yes_no": "minigpt4.evaluation.scorers.answers:yes_no",
+        "vqa": "minigpt4.evaluation.scorers.vqa:official",
+        "vizwiz": "minigpt4.evaluation.scorers.vqa:vizwiz",
+        "choices": "minigpt4.evaluation.scorers.choices:choices",
+        "captions": "minigpt4.evaluation.scorers.captions:captions",
+    },
+)
+
+TASKS = Registry(
+    "task",
+    {
+        "easy_vqa": ("minigpt4.evaluation.tasks.easy_vqa:EasyVqaTask", f"{_TASKS}:EasyVqaTaskConfig"),
+        "rows": ("minigpt4.evaluation.tasks.rows:RowsTask", f"{_TASKS}:RowsTaskConfig"),
+        "captions": ("minigpt4.evaluation.tasks.captions:CaptionsTask", f"{_TASKS}:CaptionsTaskConfig"),
+        "vqa": ("minigpt4.evaluation.tasks.vqa:VqaTask", f"{_TASKS}:VqaTaskConfig"),
+        "pope": ("minigpt4.evaluation.tasks.pope:PopeTask", f"{_TASKS}:PopeTaskConfig"),
+    },
+)
+
 RUNNERS = Registry(
     "runner",
     {
@@ -215,4 +239,6 @@ REGISTRIES: dict[str, Registry] = {
     "processors": PROCESSORS,
     "templates": TEMPLATES,
     "runners": RUNNERS,
+    "tasks": TASKS,
+    "scorers": SCORERS,
 }

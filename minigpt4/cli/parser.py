@@ -67,8 +67,13 @@ def build_parser() -> argparse.ArgumentParser:
     cache.add_argument("--batch-size", type=int, default=32, metavar="N", help="images per batch (default: 32)")
     cache.set_defaults(verb=verbs.cache)
 
-    evaluate = named.add_parser("evaluate", help="score a model on easy-VQA's test split", parents=[common])
+    evaluate = named.add_parser(
+        "evaluate", help="ask a model questions with known answers, and score it", parents=[common]
+    )
     _add_config(evaluate)
+    evaluate.add_argument(
+        "--rescore", default="", metavar="FILE", help="score the answers in this file again, without a model"
+    )
     evaluate.set_defaults(verb=verbs.evaluate)
 
     chat = named.add_parser("chat", help="ask about images in the terminal", parents=[common])

@@ -67,7 +67,14 @@ def cache(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Verb `evaluate`: score a model on questions with known answers, and print the table."""
+    """Verb `evaluate`: ask a model the questions of all tasks and print the scores; or score its answers again."""
+    if arguments.rescore:
+        from minigpt4.evaluation.report import rescore
+
+        report = rescore(Path(arguments.rescore))
+        report.write(Path(arguments.rescore))
+        print(report.table())
+        return
     from minigpt4.cli.terminal import loading
     from minigpt4.config import load_config
     from minigpt4.registry import RUNNERS
@@ -78,7 +85,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
         from minigpt4.checkpoints.assemble import load_configured
 
         loaded = load_configured(config, config.evaluation.device)
-    print(runner.evaluate(loaded).table())
+    report = runner.evaluate(loaded)
+    if runner.is_main:
+        print(report.table())
 
 
 def chat(arguments: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from minigpt4.registry import (
     PROJECTORS,
     RESAMPLERS,
     RUNNERS,
+    TASKS,
     TEMPLATES,
     VISION_ENCODERS,
     Component,
@@ -239,27 +240,31 @@ class ChatConfig:
 
 @settings
 class EvaluationConfig:
-    """Visual question answering by exact match on easy-VQA's test split."""
+    """What a model is asked, and how its answers are decoded and kept; easy-VQA's test split by default."""
 
+    tasks: dict[str, Annotated[Component, OneOf(TASKS)]] = field(default_factory=dict)
+    """Tasks, each under a name of your choice and with a `type`; empty: the questions of easy-VQA in `path`."""
     path: Annotated[str, FilePath()] = "asset:easy-vqa"
-    """Folder of the easy-VQA data set."""
+    """Folder of the easy-VQA data set, if there are no `tasks`."""
     samples: Annotated[int, Ge(0)] = 0
-    """Questions asked, the same ones each time; 0 asks all."""
+    """Questions asked in each task, the same ones each time; 0 asks all."""
     batch_size: Annotated[int, Ge(1)] = 32
     """Questions answered together."""
     max_new_tokens: Annotated[int, Ge(1)] = 8
     """Longest answer in tokens."""
     shuffle_images: bool = False
-    """Control: ask each question about an image of another colour and another shape, and keep the expected answer."""
-    control: bool = False
-    """Ask about their own images first, and then the same questions about other ones, as `shuffle_images` does."""
+    """Ask about other images only: the control `shuffled` without the questions about their own images."""
+    controls: tuple[Literal["shuffled", "blank", "none"], ...] = ()
+    """Controls in addition to the questions about their own images. `shuffled`: each question about the image of
+    another one (in easy-VQA of another colour and shape), with its expected answer. `blank`: about a grey image.
+    `none`: without an image."""
     device: Device = "auto"
     """Where to compute; `auto` uses the accelerator if there is one."""
     output: str = ""
-    """File for the result and every answer, as JSON lines; that of the control gets `_control` in its name. Empty
-    writes none."""
+    """File for every answer, as JSON lines, continued if it is unfinished; the scores are written next to it, as
+    `.json`, `.md` and `.tex`. Empty writes none."""
     seed: int = 42
-    """Seed of the sample of questions and of the shuffle."""
+    """Seed of the sample of questions, of the shuffle and of the intervals."""
 
 
 @settings

@@ -1,1 +1,1 @@
-"""Scores of a model on questions with known answers."""
+"""Tasks, the answers of a model, scores and their statistics: over chat."""

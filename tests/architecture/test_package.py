@@ -20,7 +20,7 @@ PACKAGE = ROOT / "minigpt4"
 FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if "shipped" not in file.parts]
 HEAVY = ("torch", "transformers", "timm", "gradio", "wandb", "webdataset", "omegaconf", "accelerate", "PIL")
 ENTRIES = [(kind, name) for kind, registry in REGISTRIES.items() for name in registry.names()]
-WITHOUT_SETTINGS = ("models", "templates", "runners")
+WITHOUT_SETTINGS = ("models", "templates", "runners", "scorers")
 """Registries of what takes whole sections of a config, or is a value."""
 VAGUE = re.compile(r"utils?|common|base|base_.*")
 
