@@ -257,7 +257,7 @@ def show_answer(run: Run) -> None:
             run.state.progress.step,
             settings.total_steps,
             time.monotonic() - run.started,
-            settings.sample_question,
+            settings.sample_question or "(no question)",
             answer or "(nothing)",
         )
 
