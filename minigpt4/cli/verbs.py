@@ -82,12 +82,14 @@ def _evaluate_checkpoint(folder: Path, output: Path, options: Sequence[str]) -> 
     from minigpt4.config import load_saved_config
     from minigpt4.registry import RUNNERS
 
-    defaults = ["evaluation.samples=500", "evaluation.controls=[shuffled,blank,none]"]
+    given = {option.partition("=")[0].strip() for option in options}
+    defaults = {"evaluation.samples": "500", "evaluation.controls": "[shuffled,blank,none]"}
+    chosen = [f"{key}={value}" for key, value in defaults.items() if key not in given]
     own = [f"model.init_from={folder}", f"evaluation.output={output}"]
     saved = folder / "config.yaml"
     if not saved.is_file():
         raise ConfigError(f"{folder}: is not a checkpoint: config.yaml is missing")
-    config = load_saved_config(saved, [*defaults, *options, *own])
+    config = load_saved_config(saved, [*chosen, *options, *own])
     RUNNERS.get("evaluate").from_config(config).run()
 
 
