@@ -192,6 +192,7 @@ SCORERS = Registry(
         "vizwiz": "minigpt4.evaluation.scorers.vqa:vizwiz",
         "choices": "minigpt4.evaluation.scorers.choices:choices",
         "captions": "minigpt4.evaluation.scorers.captions:captions",
+        "failures": "minigpt4.evaluation.scorers.failures:failures",
     },
 )
 

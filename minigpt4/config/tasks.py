@@ -44,7 +44,7 @@ class RowsTaskConfig(TaskConfig):
     """The folder that image paths are relative to; empty: the folder of the file."""
     scorer: Annotated[str, NameIn(SCORERS)] = "exact"
     """How answers are scored. `exact`, `yes_no` and `choices` read `answer`; `vqa` and `vizwiz` read `answers`, the
-    answers of several people; `captions` reads `captions`; `choices` also reads `choices`."""
+    answers of several people; `captions` reads `captions`; `choices` also reads `choices`; `failures` reads nothing."""
 
 
 @settings
