@@ -207,6 +207,7 @@ SCORERS = Registry(
         "vizwiz": "minigpt4.evaluation.scorers.vqa:vizwiz",
         "choices": "minigpt4.evaluation.scorers.choices:choices",
         "captions": "minigpt4.evaluation.scorers.captions:captions",
+        "failures": "minigpt4.evaluation.scorers.failures:failures",
     },
 )
 
@@ -217,6 +218,7 @@ TASKS = Registry(
         "rows": ("minigpt4.evaluation.tasks.rows:RowsTask", f"{_TASKS}:RowsTaskConfig"),
         "captions": ("minigpt4.evaluation.tasks.captions:CaptionsTask", f"{_TASKS}:CaptionsTaskConfig"),
         "vqa": ("minigpt4.evaluation.tasks.vqa:VqaTask", f"{_TASKS}:VqaTaskConfig"),
+        "choices": ("minigpt4.evaluation.tasks.choices:ChoicesTask", f"{_TASKS}:ChoicesTaskConfig"),
         "pope": ("minigpt4.evaluation.tasks.pope:PopeTask", f"{_TASKS}:PopeTaskConfig"),
     },
 )

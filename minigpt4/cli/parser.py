@@ -76,6 +76,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(verb=verbs.evaluate)
 
+    compare = named.add_parser("compare", help="test whether two models differ on the same questions", parents=[common])
+    compare.add_argument("a", metavar="A", help="an answer file of `evaluate`, or a checkpoint folder to evaluate")
+    compare.add_argument("b", metavar="B", help="the same for the other model")
+    compare.add_argument(
+        "--out",
+        default="output/comparison",
+        metavar="PATH",
+        help="written with .json, .md, .tex (default: %(default)s)",
+    )
+    _add_options(compare)
+    compare.set_defaults(verb=verbs.compare)
+
     chat = named.add_parser("chat", help="ask about images in the terminal", parents=[common])
     _add_config(chat)
     _add_images(chat)

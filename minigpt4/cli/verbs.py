@@ -90,6 +90,45 @@ def evaluate(arguments: argparse.Namespace) -> None:
         print(report.table())
 
 
+def compare(arguments: argparse.Namespace) -> None:
+    """Verb `compare`: a paired test of two models on the same questions.
+
+    A and B are answer files; or checkpoints, which are evaluated first, with the controls, into the folder of `--out`.
+    """
+    from minigpt4.evaluation.comparison import compare_files
+
+    out = Path(arguments.out)
+    files = []
+    for letter, given in (("a", Path(arguments.a)), ("b", Path(arguments.b))):
+        if given.suffix == ".jsonl":
+            files.append(given)
+            continue
+        if not given.is_dir():
+            raise DataError(f"{given}: must be an answer file (.jsonl) or the folder of a checkpoint")
+        files.append(out.with_name(f"{out.name}_{letter}.jsonl"))
+        print(f"evaluating {given}", file=sys.stderr)
+        _evaluate_checkpoint(given, files[-1], arguments.options)
+    found = compare_files(*files)
+    found.write(out)
+    print(found.table())
+
+
+def _evaluate_checkpoint(folder: Path, output: Path, options: Sequence[str]) -> None:
+    """Evaluate a checkpoint with its own config, with all controls unless `options` say otherwise."""
+    from minigpt4.config import load_saved_config
+    from minigpt4.registry import RUNNERS
+
+    given = {option.partition("=")[0].strip() for option in options}
+    defaults = {"evaluation.samples": "500", "evaluation.controls": "[shuffled,blank,none]"}
+    chosen = [f"{key}={value}" for key, value in defaults.items() if key not in given]
+    own = [f"model.init_from={folder}", f"evaluation.output={output}"]
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        raise ConfigError(f"{folder}: is not a checkpoint: config.yaml is missing")
+    config = load_saved_config(saved, [*chosen, *options, *own])
+    RUNNERS.get("evaluate").from_config(config).run()
+
+
 def chat(arguments: argparse.Namespace) -> None:
     """Verb `chat`: answer one question, or hold a conversation in the terminal."""
     config = _read_config(arguments)

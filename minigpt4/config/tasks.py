@@ -44,7 +44,7 @@ class RowsTaskConfig(TaskConfig):
     """The folder that image paths are relative to; empty: the folder of the file."""
     scorer: Annotated[str, NameIn(SCORERS)] = "exact"
     """How answers are scored. `exact`, `yes_no` and `choices` read `answer`; `vqa` and `vizwiz` read `answers`, the
-    answers of several people; `captions` reads `captions`; `choices` also reads `choices`."""
+    answers of several people; `captions` reads `captions`; `choices` also reads `choices`; `failures` reads nothing."""
 
 
 @settings
@@ -98,3 +98,20 @@ class PopeTaskConfig(TaskConfig):
     """Folder of the images."""
     max_new_tokens: Annotated[int, Ge(0)] = 20
     """Longest answer in tokens; 0 is `evaluation.max_new_tokens`."""
+
+
+@settings
+class ChoicesTaskConfig(TaskConfig):
+    """Multiple choice: every choice is scored by its likelihood, both length-normalised and by the published rule."""
+
+    layout: Literal["aokvqa", "scienceqa", "iconqa"] = "aokvqa"
+    """`aokvqa`: `aokvqa_v1p0_val.json`. `scienceqa`: `problems.json`; questions without an image are left out.
+    `iconqa`: `choose_text_val.json`, as the published evaluation code reads it."""
+    questions: Annotated[str, FilePath()]
+    """The file of questions."""
+    image_dir: Annotated[str, FilePath()]
+    """Folder of the images."""
+    image_name: str = "{:012d}.jpg"
+    """File name for an image number (`aokvqa`)."""
+    split: str = "test"
+    """The split of `scienceqa`; the others have one split per file."""

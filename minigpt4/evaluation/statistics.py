@@ -146,9 +146,9 @@ class Difference:
         high: upper limit.
         p_value: probability of such a difference or a larger one if the models were the same: the answers of A and B
             are swapped at random, image by image.
-        detectable: the difference that a test of this size finds in 80 % of all cases.
+        detectable: the difference that a test of this size finds in 80 % of all cases; NaN where no answer differs.
         questions: number of questions that both answered.
-        images: number of their images.
+        num_images: number of their images.
     """
 
     name: str
@@ -160,7 +160,7 @@ class Difference:
     p_value: float
     detectable: float
     questions: int
-    images: int
+    num_images: int
 
 
 def compare(first: Statistic, second: Statistic, cluster: NDArray[np.int64], seed: int = 0) -> Difference:
@@ -197,7 +197,7 @@ def compare(first: Statistic, second: Statistic, cluster: NDArray[np.int64], see
         low=float(low),
         high=float(high),
         p_value=(as_large + 1) / (RESAMPLES + 1),
-        detectable=float("nan") if few else float(DETECTABLE * differences.std(ddof=1)),
+        detectable=float("nan") if few or not differences.any() else float(DETECTABLE * differences.std(ddof=1)),
         questions=len(cluster),
-        images=number,
+        num_images=number,
     )

@@ -100,6 +100,32 @@ def test_other_vqa_layouts(layout, content, scorer, found, tmp_path):
     assert task.scorer == scorer
 
 
+A_OKVQA = [
+    {"question_id": "x", "image_id": 5, "question": "?", "choices": ["a", "b", "c", "d"], "correct_choice_idx": 2}
+]
+SCIENCE = {
+    "1": {"split": "test", "image": "image.png", "hint": "H.", "question": "Q?", "choices": ["a", "b"], "answer": 1},
+    "2": {"split": "test", "image": None, "hint": "", "question": "Q?", "choices": ["a", "b"], "answer": 1},
+    "3": {"split": "val", "image": "image.png", "hint": "", "question": "Q?", "choices": ["a", "b"], "answer": 1},
+}
+ICON = {"9": {"question": "How many?", "choices": ["1", "2"], "answer": 0}}
+
+
+@pytest.mark.parametrize(
+    ("layout", "content", "expected"),
+    [
+        ("aokvqa", A_OKVQA, ("x", "000000000005.jpg", "?", "c")),
+        ("scienceqa", SCIENCE, ("1", "test/1/image.png", "H. Q?", "b")),
+        ("iconqa", ICON, ("9", "9/image.png", "How many?", "1")),
+    ],
+)
+def test_choices(layout, content, expected, tmp_path):
+    task = build("choices", questions=write(tmp_path, "q.json", content), image_dir=str(tmp_path), layout=layout)
+    (found,) = task.questions()
+    assert (found.id, found.image, found.text, found.truth["answer"]) == expected
+    assert found.truth["answer"] in found.choices
+
+
 def test_pope(tmp_path):
     files = []
     for split in ("random", "popular"):
@@ -158,6 +184,7 @@ def test_what_is_wrong_with_a_row_is_said_with_its_line(name, content, message, 
         ("captions", {"annotations": "f", "layout": "karpathy"}),
         ("vqa", {"questions": "f", "layout": "gqa"}),
         ("vqa", {"questions": "f", "layout": "vizwiz"}),
+        ("choices", {"questions": "f", "layout": "iconqa"}),
     ],
 )
 def test_another_layout_is_named(kind, values, tmp_path):

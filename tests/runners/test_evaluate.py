@@ -18,7 +18,7 @@ from minigpt4.config import config_from_values
 from minigpt4.errors import ConfigError, DataError
 from minigpt4.runners.evaluate import EvaluateRunner
 from tests.evaluation.parts import values, write_rows
-from tests.runners.parts import PROCESSES
+from tests.runners.parts import PROCESSES, train
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +174,21 @@ def test_missing_files_and_bad_names_are_refused_before_a_model_is_loaded(tiny_c
     config = config_from_values(values(tiny_chat_values, write_rows(tmp_path / "d"), tmp_path / "a.json"), "test")
     with pytest.raises(DataError, match=r"end it in \.jsonl"):
         EvaluateRunner.from_config(config)
+
+
+@pytest.mark.slow
+def test_two_checkpoints_are_compared_by_one_command(tiny_values, rows_file, tmp_path, capsys):
+    train(tiny_values, tmp_path / "run", total_steps=2, save_every_steps=1)
+    steps = [str(tmp_path / "run" / "checkpoints" / f"step_{n}") for n in (1, 2)]
+    mine = ["evaluation.tasks.mine.type=rows", f"evaluation.tasks.mine.path={rows_file}", "evaluation.samples=6"]
+    options = [*mine, "evaluation.controls=[none]", "evaluation.device=cpu", "evaluation.max_new_tokens=3"]
+    assert main(["compare", *steps, "--out", str(tmp_path / "c"), "--options", *options]) == 0
+    scores = json.loads((tmp_path / "c.json").read_text())["scores"]
+    assert [(line["images"], line["questions"]) for line in scores] == [("own", 6), ("none", 6)]
+    first, second = ((tmp_path / f"c_{letter}.jsonl").read_text().splitlines()[0] for letter in "ab")
+    assert json.loads(first)["weights"] != json.loads(second)["weights"]
+    assert json.loads(first)["data"] == json.loads(second)["data"]
+    assert "mine  own images" in capsys.readouterr().out
 
 
 def start(file: Path, output: Path, environment: dict[str, str] | None = None):
