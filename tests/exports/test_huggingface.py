@@ -37,7 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "a padding token without a row": {"padding": True},
     "two images, two turns": {
         "images": 2,
-        "turns": [["Are <ImageHere> and <ImageHere> one?", "No."], ["Why not?", None]],
+        "turns": [["Are <ImageHere> and <ImageHere> one?", "No."], ["Why is that so?", None]],
     },
     "isolated turns": {
         "images": 2,
