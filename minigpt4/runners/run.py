@@ -89,6 +89,9 @@ def check_run(config: Config) -> None:
         problems.append("run.total_steps: must be at least 1: pass --options run.total_steps=N")
     if config.run.shard_language_model and "language_model" in config.model.trainable:
         problems.append("run.shard_language_model: shards a frozen language model, but model.trainable names it")
+    for name in ("gradient_checkpointing", "shard_language_model"):
+        if config.run.compile and getattr(config.run, name):
+            problems.append(f"run.compile: cannot be combined with run.{name}; set one of them to false")
     if not config.datasets.train:
         problems.append("datasets.train: names no data set to train on")
     if problems:
