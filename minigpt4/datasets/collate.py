@@ -29,21 +29,24 @@ class _Piece:
     targets: Tensor
 
 
-def collate(samples: Sequence[Sample], pad_id: int, *, trim: bool = True) -> Batch:
+def collate(samples: Sequence[Sample], pad_id: int, *, trim: bool = True, few_widths: bool = False) -> Batch:
     """Return a batch with one sample per row, padded on the right.
 
     Args:
         samples: at least one; with several images or none, all with pixels or all with cached features.
         pad_id: the id of padding positions; nothing depends on it.
         trim: leave out the tokens that no loss depends on.
+        few_widths: pad rows to one of a few widths, see `padded_width`.
 
     Raises:
         DataError: there is no sample, or the images cannot be batched.
     """
-    return _join([[_piece(sample, trim)] for sample in samples], pad_id)
+    return _join([[_piece(sample, trim)] for sample in samples], pad_id, few_widths)
 
 
-def pack(samples: Sequence[Sample], pad_id: int, max_tokens: int, *, trim: bool = True) -> Batch:
+def pack(
+    samples: Sequence[Sample], pad_id: int, max_tokens: int, *, trim: bool = True, few_widths: bool = False
+) -> Batch:
     """Return a batch with as many samples per row as fit, in segments that do not see each other.
 
     Each sample goes to the first row with room. Position ids start again with each segment.
@@ -53,6 +56,7 @@ def pack(samples: Sequence[Sample], pad_id: int, max_tokens: int, *, trim: bool 
         pad_id: the id of padding positions; nothing depends on it.
         max_tokens: length of a row, image positions included.
         trim: leave out the tokens that no loss depends on.
+        few_widths: pad rows to one of a few widths, see `padded_width`.
 
     Raises:
         DataError: a sample is longer than a row, there is no sample, or the images cannot be batched.
@@ -73,7 +77,13 @@ def pack(samples: Sequence[Sample], pad_id: int, max_tokens: int, *, trim: bool 
             room.append(max_tokens)
         rows[row].append(piece)
         room[row] -= length
-    return _join(rows, pad_id)
+    return _join(rows, pad_id, few_widths)
+
+
+def padded_width(width: int) -> int:
+    """Return the next of the widths 8, 16, 24, ..., 128, 144, 160, ...: eight up to each double, 12.5 % wider at most."""
+    step = max(8, 2 ** (width.bit_length() - 1) // 8)
+    return -(-width // step) * step
 
 
 def _piece(sample: Sample, trim: bool) -> _Piece:
@@ -102,14 +112,14 @@ def _piece(sample: Sample, trim: bool) -> _Piece:
 _PER_TOKEN = ("input_ids", "labels", "image_mask", "position_ids", "branch_ids")
 
 
-def _join(rows: Sequence[Sequence[_Piece]], pad_id: int) -> Batch:
+def _join(rows: Sequence[Sequence[_Piece]], pad_id: int, few_widths: bool) -> Batch:
     pieces = [piece for row in rows for piece in row]
     if not pieces:
         raise DataError("a batch needs at least one sample")
     samples = [piece.sample for piece in pieces]
     images = _images(samples)
     lengths = torch.tensor([sum(len(piece.sample.input_ids) for piece in row) for row in rows])
-    width = int(lengths.max())
+    width = padded_width(int(lengths.max())) if few_widths else int(lengths.max())
 
     def joined(field: str, value: int) -> Tensor:
         return _pad([torch.cat([getattr(piece.sample, field) for piece in row]) for row in rows], width, value)

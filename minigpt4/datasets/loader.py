@@ -62,6 +62,7 @@ class StreamPlan:
         given: batches of its current group that each reader has given, from `given` of the batches seen.
         group: batches whose samples are sorted by length and divided among them; 1 keeps the order of the stream.
         pack: length of a row that holds several samples, in tokens; 0 gives each sample a row.
+        few_widths: whether rows are padded to one of a few widths.
         consumed: batches this rank has consumed.
     """
 
@@ -76,6 +77,7 @@ class StreamPlan:
     given: Mapping[int, int] = field(default_factory=dict)
     group: int = 1
     pack: int = 0
+    few_widths: bool = False
     consumed: int = 0
 
     def reader_of(self, worker: int) -> int:
@@ -211,9 +213,11 @@ class StreamDataset(IterableDataset[Delivery]):
         return batches
 
     def _joined(self, samples: list[Sample]) -> Batch:
-        if self.plan.pack:
-            return pack(sorted(samples, key=_length, reverse=True), self.plan.pad_id, self.plan.pack)
-        return collate(samples, self.plan.pad_id)
+        plan = self.plan
+        if plan.pack:
+            longest_first = sorted(samples, key=_length, reverse=True)
+            return pack(longest_first, plan.pad_id, plan.pack, few_widths=plan.few_widths)
+        return collate(samples, plan.pad_id, few_widths=plan.few_widths)
 
 
 class BatchLoader(DataLoader[Delivery]):

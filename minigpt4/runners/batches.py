@@ -165,6 +165,7 @@ def training_batches(
         given=dict(state.given),
         group=run.group_by_length,
         pack=run.pack,
+        few_widths=run.compile,
         consumed=state.progress.batches,
     )
     loader = build_loader(Mixture(sources), loaded.conversation, images, plan)

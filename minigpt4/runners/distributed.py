@@ -33,6 +33,7 @@ from minigpt4.config.sections import RunConfig
 from minigpt4.devices import choose_device, choose_precision
 from minigpt4.errors import ConfigError, MiniGPT4Error, TrainingError
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.runners.compiling import layers_of
 from minigpt4.runners.stopping import end_with_launcher
 
 _log = logging.getLogger(__name__)
@@ -226,12 +227,7 @@ def shard_language_model(model: MiniGPT4, accelerator: Accelerator) -> None:
         ConfigError: there is nothing to shard.
     """
     llm, trained = model.language_model, model.trained_names()
-    names = set(llm.model._no_split_modules or ())  # what transformers calls a layer
-    layers = [module for module in llm.model.modules() if type(module).__name__ in names]
-    if not layers:
-        raise ConfigError(
-            f"run.shard_language_model: {type(llm.model).__name__} does not say what its layers are; set it to false"
-        )
+    layers = layers_of(llm)
     whole = {parameter for name, parameter in model.named_parameters() if name in trained}
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for layer in layers:

@@ -100,6 +100,9 @@ def check_run(config: Config) -> None:
         problems.append(
             f"datasets.feature_cache: cached features are those of frozen parts, but model.trainable names {trained[0]}"
         )
+    for name in ("gradient_checkpointing", "shard_language_model"):
+        if config.run.compile and getattr(config.run, name):
+            problems.append(f"run.compile: cannot be combined with run.{name}; set one of them to false")
     if not config.datasets.train:
         problems.append("datasets.train: names no data set to train on")
     if problems:

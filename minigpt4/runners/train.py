@@ -23,6 +23,7 @@ from minigpt4.checkpoints.assemble import LoadedModel
 from minigpt4.config import Config
 from minigpt4.errors import RunStoppedError, TrainingError
 from minigpt4.models.language_model import LanguageModel
+from minigpt4.runners.compiling import compiled_layers
 from minigpt4.runners.distributed import (
     build_accelerator,
     gather_objects,
@@ -78,6 +79,8 @@ class TrainRunner:
             run = build_run(self.config, accelerator, checkpoint)
             progress = run.state.progress
             stack.callback(run.batches.close)
+            if self.config.run.compile:
+                stack.enter_context(compiled_layers(run.model.language_model, accelerator.device))
             train(run)
             # Without this barrier, a process that ends while another still communicates is aborted after success.
             accelerator.wait_for_everyone()
@@ -232,7 +235,9 @@ def validate(run: Run) -> None:
     """Compute and log the validation losses, and warn if the model ignores its images."""
     if not run.validation:
         return
-    result, at = validation_losses(run.model, run.validation, run.accelerator), run.state.progress.step
+    # Compiled layers are for the shapes of training; every other shape would be compiled, too.
+    with torch.compiler.set_stance("force_eager") if run.config.run.compile else nullcontext():
+        result, at = validation_losses(run.model, run.validation, run.accelerator), run.state.progress.step
     set_training_mode(run.model, run.config.run)
     losses = {"validation_loss": result.loss, "validation_loss_shuffled_images": result.shuffled_loss}
     run.metrics.write(at, losses)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt4.batch import IGNORE, Batch, Sample
-from minigpt4.datasets.collate import collate, pack
+from minigpt4.datasets.collate import collate, pack, padded_width
 from minigpt4.errors import DataError
 
 PAD = 2
@@ -126,6 +126,17 @@ def test_a_row_is_full_only_with_what_is_kept() -> None:
     assert len(batch) == 1
     assert told(batch) == [(103, 104), (104, 105), (103, 104)]
     assert [row.tolist() for row in batch.targets_by_row] == [[104, 105, 104]]
+
+
+def test_rows_are_padded_to_a_few_widths() -> None:
+    widths = [padded_width(n) for n in range(1, 2049)]
+    assert all(n <= width <= max(8, 1.125 * n + 8 * (n < 64)) for n, width in enumerate(widths, start=1))
+    assert sorted({w for w in widths if 256 < w <= 512}) == list(range(288, 513, 32))
+    samples = [sample(7, 1), sample(9, 2)]
+    plain, wider = collate(samples, PAD, trim=False), collate(samples, PAD, trim=False, few_widths=True)
+    assert wider.input_ids.shape == (2, 16)
+    assert told(wider) == told(plain)
+    assert torch.equal(wider.attention_mask.sum(1), plain.attention_mask.sum(1))
 
 
 def test_cached_features() -> None:
