@@ -195,6 +195,36 @@ def _add_data(named: Any, common: argparse.ArgumentParser) -> None:
     )
     pack.set_defaults(verb=data_verbs.pack)
 
+    validate = named.add_parser("validate", help="check data, and write a report about it", parents=[common])
+    _add_target(validate)
+    validate.add_argument(
+        "--images", default="all", metavar="N", help="images that are opened: a number, or all (default: all)"
+    )
+    validate.add_argument(
+        "--report", default="data-report.html", metavar="FILE", help="the report (default: %(default)s)"
+    )
+    validate.add_argument("--problems", default="", metavar="FILE", help="every problem as a line of JSON")
+    validate.set_defaults(verb=data_verbs.validate)
+
+    preview = named.add_parser("preview", help="write a page of images and their texts", parents=[common])
+    _add_target(preview)
+    preview.add_argument("--out", default="data-preview.html", metavar="FILE", help="the page (default: %(default)s)")
+    preview.add_argument("--count", type=int, default=60, metavar="N", help="rows of each data set (default: 60)")
+    preview.set_defaults(verb=data_verbs.preview)
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "target", metavar="CONFIG|PATH", help="a config, whose data sets are read; or a file or folder of data"
+    )
+    parser.add_argument(
+        "--image-dir", metavar="DIR", help="PATH: folder of the image paths (default: that of the file)"
+    )
+    parser.add_argument(
+        "--cfg-path", default="", metavar="FILE", help="PATH: a config whose tokenizer and template are used"
+    )
+    _add_options(parser)
+
 
 class _Version(argparse.Action):
     """Print the version; it is looked up only when it is asked for, because that takes a while."""

@@ -85,7 +85,7 @@ class ConversationEncoder:
         unanswered = next((n for n, turn in enumerate(dialogue.turns) if not (turn.answer or "").strip()), None)
         if not dialogue.turns or unanswered is not None:
             raise ConversationError(f"{sample_id}: turn {unanswered or 0} has no answer", cause="no answer")
-        _require_text(dialogue, sample_id)
+        require_text(dialogue, sample_id)
         if self.settings.isolate_turns and len(dialogue.turns) > 1:
             trunk, branches = self._isolated(dialogue, num_images, sample_id)
         else:
@@ -117,7 +117,7 @@ class ConversationEncoder:
         """
         if not dialogue.turns:
             raise ConversationError(f"{sample_id}: there is no turn to answer", cause="no question")
-        _require_text(dialogue, sample_id)
+        require_text(dialogue, sample_id)
         placed = place_images(dialogue, num_images, sample_id)
         if self.settings.isolate_turns and len(dialogue.turns) > 1:
             last = dialogue.turns[-1]
@@ -220,8 +220,8 @@ def _join(trunk: list[_Segment], branches: list[list[_Segment]]) -> Encoded:
     )
 
 
-def _require_text(dialogue: Dialogue, sample_id: str) -> None:
-    """Raise unless a tokenizer can read all of a dialogue's text."""
+def require_text(dialogue: Dialogue, sample_id: str) -> None:
+    """Raise a `ConversationError` unless a tokenizer can read all of a dialogue's text."""
     parts = [dialogue.system or "", *(part for t in dialogue.turns for part in (t.question, t.answer or ""))]
     size = sum(map(len, parts))
     if size > MAX_CHARACTERS:

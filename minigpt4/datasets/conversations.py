@@ -42,6 +42,10 @@ class Conversations(IndexedSource):
     """Rows of one file; they are kept as bytes and parsed when read, so that a worker's copy is cheap.
 
     Without `hold_rows`, none is kept: `rows` reads the file of any size, and `item` turns a row into an example.
+
+    Attributes:
+        images: the folder that image paths are relative to.
+        unread: a line for each key of the rows that is not read.
     """
 
     Config = ConversationsConfig
@@ -52,6 +56,7 @@ class Conversations(IndexedSource):
         self.annotations: Path = require(config.path, "file", name)
         self.images = require(config.image_dir or self.annotations.parent, "folder", name, "image_dir")
         self.prompts = read_prompts(config.prompts)
+        self.unread: list[str] = []
         self._rows: list[tuple[int, bytes]] = []
         self._num_images = 0
         if not hold_rows:
@@ -64,7 +69,8 @@ class Conversations(IndexedSource):
             survey.add(row.value)
         survey.check(self)
         self._num_images = survey.num_images
-        for line in survey.unread_keys(self.annotations):
+        self.unread = survey.unread_keys(self.annotations)
+        for line in self.unread:
             _log.warning("%s", line)
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from minigpt4.errors import DataError
-from minigpt4.strict_json import JSONError, find_surrogate, parse_json, stream_lines, stream_list
+from minigpt4.strict_json import JSONError, parse_json, stream_lines, stream_list
 
 LINES = (".jsonl", ".ndjson")
 """The endings of files with one row per line."""
@@ -72,15 +72,3 @@ def _value(text: bytes, file: Path, number: int) -> Any:
         return parse_json(text, check_text=False, allow_nan=True)
     except JSONError as error:
         return DataError(f"{file}:{number}: {error.problem}", cause="row")
-
-
-def require_text(text: str, place: str) -> None:
-    """Raise a `DataError` if a text cannot be written as UTF-8 (half a character, from bytes that are not UTF-8)."""
-    half = find_surrogate(text)
-    if half is not None:
-        at = next(n for n, c in enumerate(half) if "\ud800" <= c <= "\udfff")
-        raise DataError(
-            f"{place}: the text {half[max(0, at - 20) : at + 1]!a} holds half a character (a lone surrogate); "
-            "correct the text",
-            cause="text",
-        )

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minigpt4.conversation.dialogue import Dialogue, Turn
+from minigpt4.conversation.encoder import require_text
 from minigpt4.datasets.aligned_pairs import ANNOTATIONS
 from minigpt4.datasets.conversations import image_files
-from minigpt4.datasets.rows import Row, require_text
+from minigpt4.datasets.rows import Row
 from minigpt4.datasets.shard_index import sha256_of
 from minigpt4.datasets.source import is_file, sample_error
 from minigpt4.datasets.web_pairs import IMAGE_KEYS, MAX_TEXT
@@ -223,7 +225,7 @@ def checked_caption(caption: Any, place: str) -> str:
         raise DataError(
             f"{place}: a caption of {len(caption):,} characters; is this a caption?", cause="text too large"
         )
-    require_text(caption, place)
+    require_text(Dialogue((Turn("", caption),)), place)
     return caption
 
 
