@@ -1,7 +1,7 @@
 """Times BLEU-1..4, ROUGE-L and CIDEr-D over an answer file, next to pycocoevalcap's Python parts. Prints one JSON line.
 
-`python benchmarks/caption_scores.py [--rows 10000]`; pycocoevalcap is compared if it is installed. Both get the same
-words, since its tokenizer is a Java program; ours takes part in `tokens_seconds`.
+`python benchmarks/caption_scores.py [--rows 10000]`; pycocoevalcap is compared if it is installed (extra
+`benchmarks`). Both get the same words, since its tokenizer is a Java program; ours takes part in `tokens_seconds`.
 """
 
 from __future__ import annotations

@@ -147,6 +147,8 @@ def make_plan(
         ConfigError: a device is unknown, or the language model is not named.
         MiniGPT4Error: the model cannot be built.
     """
+    if devices and THIS_CPU not in devices:
+        config = _with_fast_dtypes(config)
     if not config.model.language_model.config.path:
         raise ConfigError(
             "model.language_model.path: is required: pass --options model.language_model.path=FOLDER; of the files in "
@@ -278,6 +280,16 @@ def _changes(config: Config, measured: _Measured, ranks: int, libraries: int) ->
         shards = max(2, ranks)
         memory = measured.memory(new, shards)
         yield Change(f"run.shard_language_model=true on {shards} devices", (sum(memory.values()) + libraries) / GIB)
+
+
+def _with_fast_dtypes(config: Config) -> Config:
+    """Return a config whose `dtype: auto` is bfloat16, as on GPUs since Ampere; this machine may choose another."""
+    parts: dict[str, Any] = {}
+    for name in ("vision_encoder", "resampler", "language_model"):
+        part: Component = getattr(config.model, name)
+        if getattr(part.config, "dtype", "") == "auto":
+            parts[name] = dataclasses.replace(part, config=dataclasses.replace(part.config, dtype="bfloat16"))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **parts))
 
 
 def _problems(config: Config, ranks: int) -> list[str]:

@@ -162,9 +162,10 @@ def test_the_supervised_part_is_marked() -> None:
     checks = token_checks()
     dialogue = Dialogue((Turn("<ImageHere> What is this?", "A  red\ncat."), Turn("Sure?", "Yes.")))
     parts = checks.parts(dialogue, 1, "sample")
-    assert "".join(part.text for part in parts if part.kind != "image") == (
-        "<s>###Human: <Img></Img> What is this? ###Assistant: A  red\ncat.###Human: Sure? ###Assistant: Yes.###"
-    ).replace("<s>###", "<s> ###") or parts[0].text.startswith("<s>")
+    shown = "".join(part.text for part in parts if part.kind != "image")
+    assert shown == (  # the blanks that the separately tokenised pieces have
+        "<s> ###Human: <Img></Img> What is this? ###Assistant:  A  red\ncat.### Human: Sure? ###Assistant:  Yes.###"
+    )
     assert [part.text.strip() for part in parts if part.kind == "trained"] == ["A  red\ncat.###", "Yes.###"]
     assert [part.tokens for part in parts if part.kind == "image"] == [4]
     assert sum(part.tokens for part in parts) == len(checks.encoder.encode_dialogue(
@@ -224,7 +225,7 @@ def test_a_config_is_checked_with_its_own_tokenizer(
     shown = capsys.readouterr()
     assert "pairs (aligned_pairs): 12 rows, 12 usable" in shown.out
     assert re.search(r"tokens: \d+ to \d+ per row", shown.out)
-    assert "gone (validation): file" in shown.out or "file" in shown.out
+    assert "none.json" in shown.out
     assert "1 errors in the data" in shown.err
     lines = [json.loads(line) for line in problems.read_text().splitlines()]
     assert [line["cause"] for line in lines if line["level"] == "error"] == ["missing"]
