@@ -138,8 +138,8 @@ class RunConfig:
     gradient_checkpointing: bool = False
     """Recompute the activations of the language model in the backward pass: less memory, a third more time."""
     compile: bool = False
-    """Compile the layers of the language model (`torch.compile`): each new width of a row takes 10 to 60 s once, so rows
-    are padded to a few widths. For long runs. On a CPU it needs a C++ compiler; without one the run continues
+    """Compile the layers of the language model (`torch.compile`): each new width of a row takes 10 to 60 s once, so
+    rows are padded to a few widths. For long runs. On a CPU it needs a C++ compiler; without one the run continues
     uncompiled. Not with gradient_checkpointing or shard_language_model."""
     measure_attention: bool = True
     """On a CPU, time sdpa and eager attention on the first batch and use the faster one for the image encoder and for a
