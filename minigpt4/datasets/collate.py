@@ -81,7 +81,7 @@ def pack(
 
 
 def padded_width(width: int) -> int:
-    """Return the next of the widths 8, 16, 24, ..., 128, 144, 160, ..., at most 12.5 % apart beyond 64."""
+    """Return the next of the widths 8, 16, ..., 128, 144, 160, ...: eight up to each double, 12.5 % more at most."""
     step = max(8, 2 ** (width.bit_length() - 1) // 8)
     return -(-width // step) * step
 

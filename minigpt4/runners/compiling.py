@@ -71,7 +71,8 @@ def _why_not(device: torch.device) -> str:
     try:
         torch.compile(add_one, dynamic=False)(torch.ones(8, device=device))
     except Exception as error:  # of many kinds, from the compiler of each device
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
+        reason = (lines or [type(error).__name__])[0]
         need = "a C++ compiler, such as g++, that CXX may name" if device.type == "cpu" else "triton and a C compiler"
         return f"{reason}. torch.compile needs {need}"
     return ""

@@ -30,18 +30,6 @@ def test_a_compiled_run_is_the_run_itself(tiny_values, tmp_path, caplog):
     assert not any("forward" in vars(layer) for layer in layers_of(loaded.model.language_model))
 
 
-@pytest.mark.slow
-def test_without_a_compiler_the_layers_run_as_they_are(monkeypatch, caplog, tmp_path):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what was compiled before is not found
-    monkeypatch.setattr(inductor.cpp, "cxx", (None, str(tmp_path / "absent")))  # as CXX says when torch is imported
-    model, batch = parts.model(), collate(parts.samples(), 0)
-    expected = model(batch)
-    with caplog.at_level(logging.WARNING), compiled_layers(model.language_model, CPU):
-        assert torch.equal(model(batch), expected)
-    assert "nothing is compiled, and the run continues without" in caplog.text
-    assert "needs a C++ compiler" in caplog.text
-
-
 @pytest.mark.long
 def test_a_compiled_layer_has_the_loss_and_gradient_of_the_layer():
     model, batch, found = parts.model(), collate(parts.samples(), 0, few_widths=True), []
@@ -66,3 +54,15 @@ def test_what_cannot_be_combined_is_refused(key, tiny_values, tmp_path):
     config = load_config(write(tiny_values, tmp_path / "run", compile=True, **{key: True}))
     with pytest.raises(ConfigError, match=f"run.compile: cannot be combined with run.{key}"):
         check_run(config)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_layers_run_as_they_are(monkeypatch, caplog, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what was compiled before is not found
+    monkeypatch.setattr(inductor.cpp, "cxx", (None, str(tmp_path / "absent")))  # as CXX says when torch is imported
+    model, batch = parts.model(), collate(parts.samples(), 0)
+    expected = model(batch)
+    with caplog.at_level(logging.WARNING), compiled_layers(model.language_model, CPU):
+        assert torch.equal(model(batch), expected)
+    assert "nothing is compiled, and the run continues without" in caplog.text
+    assert "needs a C++ compiler" in caplog.text
