@@ -104,8 +104,9 @@ class ImageProcessor:
         except (ValueError, OSError) as error:
             size = f"{picture.width} x {picture.height}"
             raise ImageError(f"{name}: the image of {size} pixels cannot be resized ({error}); leave it out") from error
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(torch.float32).div(255)
-        return (pixels - self._mean) / self._std
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        return pixels.div_(255).sub_(self._mean).div_(self._std)
 
     def _fit(self, picture: Image.Image) -> Image.Image:
         """Resize an RGB picture to the encoder's size."""
@@ -215,9 +216,11 @@ def _rotate(picture: Image.Image, image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image strip by strip: a conversion of all of it would hold further copies, of 4 or 8 bytes a pixel."""
+    """Convert an image; a large one strip by strip, since the conversion holds copies of 4 or 8 bytes a pixel."""
     factor = _factor(image)
     top = _largest_grey(image) if image.mode in _DEEP_MODES else 0.0
+    if image.width * image.height <= _STRIP_PIXELS:
+        return _strip_to_rgb(image, top)
     canvas = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
     for y, strip in _strips(image, factor):
         picture = _strip_to_rgb(strip, top)
