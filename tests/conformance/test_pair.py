@@ -243,8 +243,8 @@ def test_a_step_changes_what_is_trainable_and_the_checkpoint_restores_it(pair, l
     for name, tensor in again.model.state_dict().items():
         assert torch.equal(tensor, after[name].cpu()), name
     batch = collate(samples(again), 0)
-    with torch.no_grad():
-        assert torch.equal(again.model(batch), trained.cpu().eval()(batch))
+    with torch.no_grad():  # sums over memory that is aligned differently
+        torch.testing.assert_close(again.model(batch), trained.cpu().eval()(batch), rtol=1e-6, atol=0)
 
 
 def training_config(pair: Config, folder: Path) -> Config:

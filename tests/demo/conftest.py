@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,8 +12,6 @@ from PIL import Image
 from minigpt4.chat.session import Chat
 from minigpt4.checkpoints.assemble import LoadedModel, load_model
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-dev-shm-usage"]
 ABOUT = "It answers with noise."
 
 
@@ -46,17 +43,6 @@ def address(loaded: LoadedModel) -> Iterator[str]:
     page = build_page(chat, "tiny")
     yield launch(page, chat, host="127.0.0.1", port=None, share=False, wait=False)
     page.close()
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[object]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from minigpt4.reports.pictures import MAX_DISTANCE, contact_sheet, near_copies, 
 from minigpt4.reports.plots import bars, histogram
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[2J\u202e"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def picture(seed: int, size: tuple[int, int] = (200, 150)) -> Image.Image:
@@ -90,23 +88,17 @@ def test_a_page_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_page_in_chromium(tmp_path: Path) -> None:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    api: Any = pytest.importorskip("playwright.sync_api")
+def test_a_page_in_chromium(browser: Any, tmp_path: Path) -> None:
     page().write(tmp_path / "page.html")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        colours = {}
-        for scheme in ("light", "dark"):
-            for width in (390, 1280):
-                tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-                requests: list[str] = []
-                tab.on("request", lambda request, seen=requests: seen.append(request.url))
-                tab.goto((tmp_path / "page.html").as_uri())
-                assert tab.evaluate("document.documentElement.scrollWidth") <= width
-                assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-                colours[scheme] = tab.evaluate("getComputedStyle(document.body).backgroundColor")
-                tab.close()
-        browser.close()
+    colours = {}
+    for scheme in ("light", "dark"):
+        for width in (390, 1280):
+            tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+            requests: list[str] = []
+            tab.on("request", lambda request, seen=requests: seen.append(request.url))
+            tab.goto((tmp_path / "page.html").as_uri())
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+            assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+            colours[scheme] = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+            tab.close()
     assert colours["light"] != colours["dark"]

@@ -263,7 +263,7 @@ def test_killed_at_any_instant_the_cache_is_the_one_of_an_uninterrupted_job(mixe
     while True:
         process = PROCESSES.Process(target=_cache_in_process, args=(str(file),), daemon=False)
         process.start()
-        process.join(0.05 + generator.random() * 0.15 * (kills + 1))
+        process.join(generator.random() * 0.05 * (kills + 1))
         if not process.is_alive():
             break
         process.kill()
