@@ -314,7 +314,7 @@ def encode_example(example: Example, encoder: ConversationEncoder, processor: Im
     """
     encoded = encoder.encode_dialogue(example.dialogue, num_images=len(example.images), sample_id=example.id)
     images = [processor(image, name=image_name(example, number)) for number, image in enumerate(example.images)]
-    stacked = torch.stack(images) if images else None
+    stacked = None if not images else torch.stack(images) if len(images) > 1 else images[0].unsqueeze(0)
     is_cached = isinstance(processor, FeatureCache)
     return Sample(
         id=example.id,
