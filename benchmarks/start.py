@@ -103,7 +103,7 @@ def set_start(model: MiniGPT4, start: str, samples: Sequence[Sample], seed: int)
         texts = [[token for token in sample.labels.tolist() if token >= 0] for sample in samples]
         found = start_in_closed_form(model, [s.query_features[0] for s in samples], texts)
         if not found.words:
-            raise SystemExit("no word of the texts can be told from the image features: raise --ridge")
+            raise SystemExit("no word of the texts can be predicted from the image features: raise --ridge")
 
 
 def run(

@@ -115,8 +115,8 @@ def _report(found: ClosedFormStart, wanted: int, loaded: LoadedModel, seconds: f
     """Log what a closed-form start was made of."""
     if not found.words:
         _log.warning(
-            "model.start.ridge: no word of the first %d texts can be predicted from the image features, so llama_proj keeps "
-            "its random start; raise model.start.ridge, or check that images and texts belong together",
+            "model.start.ridge: no word of the first %d texts can be predicted from the image features, so llama_proj "
+            "keeps its random start; raise model.start.ridge, or check that images and texts belong together",
             wanted,
         )
         return
@@ -124,8 +124,8 @@ def _report(found: ClosedFormStart, wanted: int, loaded: LoadedModel, seconds: f
     shown = [f"{decode([token]).strip()!r} {r2:.2f}" for token, r2 in list(found.words.items())[:SHOWN_WORDS]]
     more = f" and {len(found.words) - SHOWN_WORDS} more" if len(found.words) > SHOWN_WORDS else ""
     _log.info(
-        "closed-form start, %.1f s: llama_proj from %d samples (%d of %d unused); %d words of their texts can be predicted "
-        "from the images (cross-validated R²): %s%s; their embeds: R² %.2f with penalty %g",
+        "closed-form start, %.1f s: llama_proj from %d samples (%d of %d unused); %d words of their texts can be "
+        "predicted from the images (cross-validated R²): %s%s; their embeds: R² %.2f with penalty %g",
         seconds,
         found.samples,
         wanted - found.samples,
