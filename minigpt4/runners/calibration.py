@@ -19,7 +19,6 @@ from minigpt4.datasets.loader import ImageReader
 from minigpt4.datasets.source import Source
 from minigpt4.errors import ConfigError
 from minigpt4.models.closed_form import ClosedFormStart, start_in_closed_form
-from minigpt4.models.projector import Linear
 from minigpt4.processors.image import ImageProcessor
 from minigpt4.runners.batches import first_batches
 
@@ -62,14 +61,9 @@ def start_projector(loaded: LoadedModel, sources: Mapping[str, Source], images: 
     """Set `llama_proj` in closed form if `model.start.ridge` asks for it.
 
     Raises:
-        ConfigError: `llama_proj` is not one linear layer with a bias, or none of the samples has exactly one image.
+        ConfigError: none of the samples has exactly one image.
     """
-    samples, projector = loaded.config.model.start.ridge, loaded.model.llama_proj
-    if samples and (not isinstance(projector, Linear) or projector.bias is None):
-        raise ConfigError(
-            "model.start.ridge sets one linear layer with a bias: set model.projector to {type: linear, bias: true} or "
-            "model.start.ridge to 0"
-        )
+    samples = loaded.config.model.start.ridge
     if samples:
         started = time.monotonic()
         found = closed_form_start(loaded, sources, images, samples)

@@ -100,6 +100,12 @@ def check_run(config: Config) -> None:
         problems.append(
             f"datasets.feature_cache: cached features are those of frozen parts, but model.trainable names {trained[0]}"
         )
+    projector = config.model.projector
+    if config.model.start.ridge and (projector.type != "linear" or not projector.config.bias):
+        problems.append(
+            "model.start.ridge: sets one linear layer with a bias: set model.projector to {type: linear, bias: true} or "
+            "model.start.ridge to 0"
+        )
     for name in ("gradient_checkpointing", "shard_language_model"):
         if config.run.compile and getattr(config.run, name):
             problems.append(f"run.compile: cannot be combined with run.{name}; set one of them to false")

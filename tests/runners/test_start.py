@@ -13,6 +13,7 @@ from PIL import Image
 
 from minigpt4.config import load_config
 from minigpt4.errors import ConfigError
+from minigpt4.runners.cache import CacheRunner
 from tests.conftest import COLOURS
 from tests.runners.parts import assert_same_training, series, train, train_on_ranks, weights, write
 
@@ -75,6 +76,21 @@ def test_two_ranks_start_as_one(start_values, tmp_path):
     file = write(start_values, tmp_path / "two", batch_size_per_rank=2)
     assert train_on_ranks([file, file]) == [0, 0]
     assert_same_training(tmp_path / "one", tmp_path / "two")
+
+
+def test_cached_features_give_the_same_start(start_values, tmp_path):
+    train(start_values, tmp_path / "images")
+    start_values["datasets"]["feature_cache"] = str(tmp_path / "cache")
+    CacheRunner.from_config(load_config(write(start_values, tmp_path / "job")), "float32", batch_size=16).run()
+    train(start_values, tmp_path / "cached")
+    assert_same_training(tmp_path / "images", tmp_path / "cached")
+
+
+@pytest.mark.parametrize("projector", [{"type": "mlp"}, {"bias": False}])
+def test_other_projectors_are_refused(start_values, tmp_path, projector):
+    start_values["model"]["projector"] = projector
+    with pytest.raises(ConfigError, match=r"model\.start\.ridge: sets one linear layer with a bias"):
+        train(start_values, tmp_path / "run")
 
 
 def test_images_are_needed(start_values, tmp_path):
