@@ -103,8 +103,8 @@ def check_run(config: Config) -> None:
     projector = config.model.projector
     if config.model.start.ridge and (projector.type != "linear" or not projector.config.bias):
         problems.append(
-            "model.start.ridge: sets one linear layer with a bias: set model.projector to {type: linear, bias: true} or "
-            "model.start.ridge to 0"
+            "model.start.ridge: sets one linear layer with a bias: set model.projector to {type: linear, bias: true} "
+            "or model.start.ridge to 0"
         )
     for name in ("gradient_checkpointing", "shard_language_model"):
         if config.run.compile and getattr(config.run, name):
