@@ -221,7 +221,7 @@ def checked_caption(caption: Any, place: str) -> str:
         raise DataError(f"{place}: the caption must be text, found {shown(caption)}", cause="caption")
     if not caption.strip():
         raise DataError(f"{place}: the caption is empty; write one or leave the row out", cause="caption")
-    if len(caption) > MAX_TEXT // 8:
+    if len(caption) > MAX_CAPTION:
         raise DataError(
             f"{place}: a caption of {len(caption):,} characters; is this a caption?", cause="text too large"
         )
